@@ -1,0 +1,275 @@
+"""Every knob of pretraining and finetuning on one page: default, unit, meaning, allowed values.
+
+A knob is `section.key` in a YAML and on the command line (`python pretrain.py optimizer.learning_rate=3e-4`).
+Fields with a `flag` have a shorter spelling too. utils/config.py reads YAML into these classes and checks each value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+Problems = list[tuple[str, str]]  # ("section.key", what is wrong and what is allowed)
+
+
+def knob(default, meaning, *, unit="", low=None, high=None, choices=None, above=None, flag=None):
+    """One knob. `low` and `high` are inclusive bounds, `above` an exclusive lower one, for each number of a tuple."""
+    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "flag": flag, **limits})
+
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Run:
+    output_dir: str = knob("runs/unnamed", "folder for config, log, checkpoints and result", flag="--output-dir")
+    weights: str | None = knob(None, "checkpoint to start from (weights only), or to evaluate", flag="--weights")
+    use_ema: bool = knob(False, "take the averaged weights (`ema`) of run.weights instead of `model`")
+    resume: str | None = knob(None, "checkpoint to continue, or `auto`: the newest in output_dir", flag="--resume")
+    seed: int = knob(0, "seed of every random choice", low=0)
+    deterministic: bool = knob(False, "bit-identical reruns on CUDA too, at some cost in speed")
+    device: str = knob("auto", "auto takes the rank's GPU if there is one", choices=("auto", "cpu", "cuda"))
+    timeout_minutes: float = knob(
+        30.0, "how long a rank waits for another before the job ends", unit="minutes", above=0
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneRun(Run):
+    eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only")
+    evaluate_every_epochs: int | None = knob(
+        None, "evaluate so often; null: after the last epoch only", unit="epochs", low=1
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    data_path: str = knob("imagenet", "folder with train/ and val/, one folder a class in each", flag="--data-path")
+    train_crop_size: int = knob(224, "side of a training image", unit="pixels", low=8)
+    crop_ratio: tuple[float, float] = knob(
+        (0.2, 1.0),
+        "smallest and largest share of the image's area in a random crop",
+        above=0,
+        high=1,
+        flag="--crop-ratio",
+    )
+    aspect_ratio: tuple[float, float] = knob((0.75, 4 / 3), "narrowest and widest crop", unit="width/height", above=0)
+    interpolation: str = knob("bicubic", "resampling filter, always antialiased", choices=INTERPOLATIONS)
+    flip_probability: float = knob(0.5, "chance of a horizontal flip", low=0, high=1)
+    mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, per channel of values in [0, 1]")
+    std: tuple[float, float, float] = knob(
+        (0.229, 0.224, 0.225), "normalisation, per channel of values in [0, 1]", above=0
+    )
+    workers: int | None = knob(None, "loader processes a rank; null: the cores a rank has", low=0, high=256)
+
+    def problems(self) -> Problems:
+        return ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
+
+
+@dataclass(frozen=True)
+class FinetuneData(Data):
+    train_crop_size: int = knob(160, "side of a training image", unit="pixels", low=8)
+    crop_ratio: tuple[float, float] = knob(
+        (0.08, 1.0),
+        "smallest and largest share of the image's area in a random crop",
+        above=0,
+        high=1,
+        flag="--crop-ratio",
+    )
+    rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
+    rand_augment_magnitude: int = knob(6, "strength of each operation, below rand_augment_bins", low=0)
+    rand_augment_bins: int = knob(10, "number of strengths; the last is the strongest", low=2)
+    mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
+    cutmix_alpha: float = knob(
+        1.0, "Beta parameter of cutmix; 0 turns it off; with both, one of the two a batch", low=0
+    )
+    val_resize_size: tuple[int, ...] = knob(
+        (235,), "short side an image is resized to before the centre crop; one result for each", unit="pixels", low=8,
+        flag="--val-resize-size",
+    )  # fmt: skip
+    val_crop_size: int = knob(224, "side of the centre crop in evaluation", unit="pixels", low=8)
+    val_batch_size: int = knob(128, "images a rank evaluates at once; does not change the result", unit="images", low=1)
+
+    def problems(self) -> Problems:
+        found = super().problems()
+        if min(self.val_resize_size) < self.val_crop_size:
+            found.append(("val_resize_size", f"must be at least data.val_crop_size = {self.val_crop_size} pixels"))
+        if len(set(self.val_resize_size)) < len(self.val_resize_size):
+            found.append(("val_resize_size", "must not name a size twice"))
+        if self.rand_augment_ops and self.rand_augment_magnitude >= self.rand_augment_bins:
+            found.append(("rand_augment_magnitude", f"must be below data.rand_augment_bins = {self.rand_augment_bins}"))
+        return found
+
+
+@dataclass(frozen=True)
+class Filter:
+    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", unit="bins of the crop", above=0)
+    outer_radius: float | None = knob(
+        None, "with it, only the ring radius ≤ d < outer_radius is high", unit="bins", above=0
+    )
+    low_pass_probability: float = knob(0.5, "chance that an image keeps its low frequencies", low=0, high=1)
+    output: str = knob("real", "the filtered image, or its absolute value (code A)", choices=("real", "abs"))
+    clamp: tuple[float, float] | None = knob(None, "limits of the filtered image, in the units it has there")
+    order: str = knob(
+        "normalize_first", "filter the normalised image (code A), or normalise the filtered one (paper)",
+        choices=("normalize_first", "filter_first"),
+    )  # fmt: skip
+
+    def problems(self) -> Problems:
+        found = ordered(self, "clamp") if self.clamp else []
+        if self.outer_radius is not None and self.outer_radius <= self.radius:
+            found.append(("outer_radius", f"must be above filter.radius = {self.radius}"))
+        return found
+
+
+@dataclass(frozen=True)
+class FrequencyLoss:
+    gamma: float = knob(1.0, "exponent of the spectral distance", above=0)
+    eps: float = knob(1e-7, "added to the squared distance, so that its root has a gradient at 0", above=0)
+    reduction: str = knob(
+        "image",
+        "average each image over its removed bins (code A), or pool a micro-batch (paper)",
+        choices=("image", "batch"),
+    )
+    scope: str = knob("removed", "bins that count", choices=("removed", "all"))
+    target: str = knob("gray", "predict one grey channel (code A) or three colours (paper)", choices=("gray", "rgb"))
+
+
+@dataclass(frozen=True)
+class ClassificationLoss:
+    name: str = knob("bce", "binary (per class) or softmax cross-entropy", choices=("bce", "ce"))
+    label_smoothing: float = knob(0.1, "taken from the true class, shared by the others", low=0, high=0.999)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = knob("resnet50", "a torchvision ResNet: resnet18…152, resnext50_32x4d, wide_resnet50_2, …")
+    zero_init_last_batch_norm: bool = knob(False, "each block's last BatchNorm starts at 0 instead of 1")
+    sync_batch_norm: bool = knob(False, "BatchNorm statistics over all GPUs")
+    channels_last: bool = knob(True, "NHWC memory layout, faster wherever convolutions use matrix units")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = knob(1.2e-3, "peak, for the batch size of the same recipe: nothing scales it", low=0)
+    betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's averaging factors", low=0, high=0.999999)
+    weight_decay: float = knob(0.05, "decoupled, as in AdamW", low=0)
+    weight_decay_on: str = knob(
+        "all", "every parameter (code A), or none on biases and 1-D ones (paper)", choices=("all", "matrices")
+    )
+    clip_grad_norm: float | None = knob(None, "largest gradient norm of an optimizer step; null: no clipping", above=0)
+    ema_decay: float | None = knob(
+        None, "keep an average of the weights with this decay a step", above=0, high=0.999999
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: int = knob(300, "passes over the training images", unit="epochs", low=1, flag="--epochs")
+    warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", unit="epochs", low=0)
+    warmup_learning_rate: float = knob(1.2e-5, "where the rise starts", low=0)
+    final_learning_rate: float = knob(0.0, "where the cosine ends", low=0)
+    interval: str = knob("step", "the learning rate changes each step or each epoch", choices=("step", "epoch"))
+    cosine_from: str = knob(
+        "warmup", "the cosine starts at the end of warmup (code A) or at step 0 (paper)", choices=("warmup", "start")
+    )
+
+    def problems(self) -> Problems:
+        if self.warmup_epochs >= self.epochs:
+            return [("warmup_epochs", f"must be below schedule.epochs = {self.epochs}")]
+        return []
+
+
+@dataclass(frozen=True)
+class Train:
+    batch_size: int = knob(2048, "images an optimizer step, over all ranks", unit="images", low=1, flag="--batch-size")
+    images_per_device: int | None = knob(
+        None,
+        "images of one forward pass; BatchNorm and mixing see these; null: batch_size / ranks",
+        unit="images",
+        low=1,
+    )
+    precision: str = knob(
+        "auto",
+        "auto: bfloat16 or float16 where the device is fast in it",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    tf32: bool | None = knob(None, "TF32 matrix units for float32 work; null: on where bf16 or fp16 is used")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every_steps: int | None = knob(None, "save after so many optimizer steps; null: by time alone", unit="steps", low=1)
+    every_minutes: float = knob(15.0, "save after so many minutes", unit="minutes", above=0)
+    keep: int = knob(3, "newest checkpoints kept", low=1)
+
+
+@dataclass(frozen=True)
+class Logging:
+    every_steps: int = knob(50, "a line in log.jsonl, on the console and in TensorBoard", unit="steps", low=1)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What `pretrain.py` takes."""
+
+    run: Run = Run()
+    data: Data = Data()
+    filter: Filter = Filter()
+    loss: FrequencyLoss = FrequencyLoss()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+
+    def problems(self) -> Problems:
+        found = section_problems(self)
+        size, radius, outer = self.data.train_crop_size, self.filter.radius, self.filter.outer_radius
+        if size % 32:
+            nearest = f"{max(32, size - size % 32)} or {size + 32 - size % 32}"
+            found.append(("data.train_crop_size", f"must be a multiple of the trunk's stride 32: {nearest}"))
+        # With an outer radius the high side is the ring between the two, which may hold no bin at all.
+        limit = math.inf if outer is None else outer**2
+        half = size // 2
+        if not any(radius**2 <= u * u + v * v < limit for u in range(half + 1) for v in range(u + 1)):
+            where = f"at {size} pixels the farthest bin is at {math.sqrt(2) * half:.2f}"
+            found.append(("filter.radius", f"leaves no high frequency: {where}"))
+        return found
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What `finetune.py` takes."""
+
+    run: FinetuneRun = FinetuneRun()
+    data: FinetuneData = FinetuneData()
+    loss: ClassificationLoss = ClassificationLoss()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+
+    def problems(self) -> Problems:
+        found = section_problems(self)
+        if self.run.eval_only and not self.run.weights:
+            found.append(("run.eval_only", "needs run.weights (--weights): the finetuned checkpoint to evaluate"))
+        return found
+
+
+def section_problems(config) -> Problems:
+    """The problems of every section that can have some, keys as `section.key`."""
+    found = []
+    for section in fields(config):
+        check = getattr(getattr(config, section.name), "problems", list)
+        found += [(f"{section.name}.{key}", what) for key, what in check()]
+    return found
+
+
+def ordered(section, key: str) -> Problems:
+    low, high = getattr(section, key)
+    return [] if low <= high else [(key, f"must have the smaller number first: [{high}, {low}]")]

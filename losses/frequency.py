@@ -1,0 +1,112 @@
+"""The masked frequency loss: distance of two spectra where the network saw nothing (arXiv 2206.07706, section 3)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from utils.spectrum import column_weight, kept_when_low
+
+
+class MaskedFrequencyLoss:
+    """Mean over removed bins of (|F(predicted) − F(target)|² + eps)^(gamma/2), F the orthonormal 2-D DFT.
+
+    Args:
+        radius, outer_radius: as in `data.frequency_filter.FrequencyFilter`.
+        gamma: exponent; 1 is the distance itself.
+        eps: > 0; public code A has 1e-7, the paper's code 1e-12.
+        reduction: "image" averages each image and channel over its removed bins, then over both (code A);
+            "batch" pools: sum over the removed bins of the batch / their count (the paper's code).
+        scope: "removed" bins, or "all" of them.
+    """
+
+    def __init__(self, radius: float, outer_radius: float | None = None, gamma: float = 1.0, eps: float = 1e-7,
+                 reduction: str = "image", scope: str = "removed"):  # fmt: skip
+        if reduction not in ("image", "batch") or scope not in ("removed", "all"):
+            given = f"reduction = {reduction!r}, scope = {scope!r}"
+            raise ValueError(f"{given}: must be 'image' or 'batch', and 'removed' or 'all'")
+        if not (radius > 0 and gamma > 0 and eps > 0) or (outer_radius is not None and not outer_radius > radius):
+            raise ValueError(
+                f"radius = {radius}, outer_radius = {outer_radius}, gamma = {gamma}, eps = {eps}: "
+                "must be 0 < radius < outer_radius, gamma > 0, eps > 0"
+            )
+        self.radius, self.outer_radius, self.gamma, self.eps = radius, outer_radius, gamma, eps
+        self.reduction, self.scope = reduction, scope
+
+    def __call__(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch.
+
+        Args:
+            predicted, target: (B, C, H, W), any H and W; taken in float32 (float64 stays float64) outside autocast.
+            keep_low: (B,) bool; True: the network saw the low side, so the high side counts.
+        Returns: a scalar.
+        Raises: ValueError on unlike shapes, or if a side of the spectrum is empty at this H and W.
+        """
+        return self.reduce(self.per_image(predicted, target, keep_low), keep_low, predicted.shape[-2:])
+
+    def per_image(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
+        """Mean distance over each image's counted bins and channels: (B,). Arguments as in `__call__`."""
+        if predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
+            shapes = f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(keep_low.shape)}"
+            raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
+        with torch.autocast(predicted.device.type, enabled=False):
+            double = torch.float64 in (predicted.dtype, target.dtype)
+            dtype = torch.float64 if double else torch.float32
+            difference = predicted.to(dtype) - target.to(dtype)  # F is linear: one transform, not two
+            if_low, if_high = self.counted_bins(predicted.shape[-2:], predicted.device)
+            weight = torch.where(keep_low[:, None, None], if_low, if_high).to(dtype)  # (B, U, V)
+            total = SpectralDistance.apply(difference, weight, self.gamma, self.eps)
+            return total / (weight.sum((1, 2)) * predicted.shape[1])
+
+    def reduce(self, per_image: torch.Tensor, keep_low: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The batch's loss from `per_image`'s result; `size` is (H, W)."""
+        if self.reduction == "image":
+            return per_image.mean()
+        if_low, if_high = self.counted_bins(size, per_image.device)
+        count = torch.where(keep_low, if_low.sum(), if_high.sum()).to(per_image.dtype)
+        return (per_image * count).sum() / count.sum()
+
+    def counted_bins(self, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight of each bin of the half spectrum, (U, V) float64, if the low and if the high side was kept."""
+        return counted_bins(*size, self.radius, self.outer_radius, self.scope, device)
+
+
+@functools.lru_cache(maxsize=64)
+def counted_bins(height, width, radius, outer_radius, scope, device):
+    low = kept_when_low(height, width, radius, outer_radius, device)
+    every = column_weight(width, device).expand(low.shape)
+    return (every * ~low, every * low) if scope == "removed" else (every, every)
+
+
+class SpectralDistance(torch.autograd.Function):
+    """Per image, the sum over channels and bins of weight · (|F(x)|² + eps)^(gamma/2) on the half spectrum.
+
+    The gradient is one inverse half transform, irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ), w the weight of a bin
+    of the *full* spectrum: the inverse transform supplies the mirrored half, so `weight` loses its doubling.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, gamma, eps):
+        """x (B, C, H, W), weight (B, U, V) with doubled columns counted -> (B,)."""
+        height, width = x.shape[-2:]
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        power = torch.view_as_real(spectrum).square().sum(-1).add_(eps)
+        weight = weight[:, None]
+        total = (power.pow(gamma / 2) * weight).sum((1, 2, 3))
+        single = weight / column_weight(width, x.device).to(weight.dtype)
+        spectrum *= power.pow_(gamma / 2 - 1).mul_(single * gamma)
+        ctx.save_for_backward(torch.fft.irfft2(spectrum, s=(height, width), norm="ortho"))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total[:, None, None, None], None, None, None
+
+
+def grayscale(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W), 0.299 R + 0.587 G + 0.114 B (BT.601, as public code A weighs them)."""
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

@@ -1,0 +1,276 @@
+"""YAML files and command lines into frozen dataclasses, every value checked and every complaint with its origin.
+
+A config class has sections (dataclasses) of knobs (fields made by `configs.schema.knob`). A YAML file holds
+`section: {key: value}` and at most one `base:`, a file relative to its own whose values it overrides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import types
+import typing
+
+import yaml
+
+from utils.errors import UserError
+
+Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
+
+
+class Knob(typing.NamedTuple):
+    """A field of a section: its type, its default, and what `configs.schema.knob` says of it."""
+
+    hint: object
+    default: object
+    meaning: str
+    unit: str
+    flag: str | None
+    low: float | None
+    high: float | None
+    above: float | None
+    choices: tuple[str, ...] | None
+
+
+OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+YAML_NUMBERS = {  # YAML 1.2's: in 1.1 `1e-3` is a string, `012` is 10, `1:30` is 90 and `no` is False
+    "tag:yaml.org,2002:null": (r"~|null|", ["~", "n", ""]),
+    "tag:yaml.org,2002:bool": (r"true|false", list("tf")),
+    "tag:yaml.org,2002:int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+}
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without surprises: no doubled key, no alias, no object, and numbers as a reader expects them."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, (_pattern, _first) in YAML_NUMBERS.items():
+    StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def parse_command_line(config_class, argv: list[str], description: str):
+    """The config that a command line asks for: defaults, then --config and its bases, then flags and overrides.
+
+    Args:
+        config_class: `PretrainConfig` or `FinetuneConfig`.
+        argv: the words after the program's name.
+        description: first line of `--help`.
+    Raises: UserError naming the origin, key and value of everything wrong.
+    """
+    overrides = [word for word in argv if OVERRIDE.match(word)]
+    parser = argparse.ArgumentParser(
+        description=description, epilog=describe(config_class), formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--config FILE] [flags] [section.key=value ...]", allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--config", help="YAML recipe; the knobs below say what it may hold")
+    for key, knob in knobs(config_class).items():
+        if knob.flag and knob.hint is bool:
+            parser.add_argument(knob.flag, dest=key, action="store_const", const="true", help=knob.meaning)
+        elif knob.flag:
+            count = {"nargs": "+"} if typing.get_origin(knob.hint) is tuple else {}
+            parser.add_argument(knob.flag, dest=key, metavar="VALUE", help=knob.meaning, **count)
+    arguments = vars(parser.parse_args([word for word in argv if not OVERRIDE.match(word)]))
+    values = read_yaml(arguments.pop("config"))
+    given = [word.partition("=")[::2] for word in overrides]
+    given += [(key, text) for key, text in arguments.items() if text is not None]
+    for key, text in given:
+        if (key, "command line") in [(known, origin) for known, (_, origin) in values.items()]:
+            raise UserError(f"command line: {key} is given twice; give it once")
+        typed = CommandLineText(text) if isinstance(text, str) else [CommandLineText(word) for word in text]
+        values[key] = (typed, "command line")
+    return build(config_class, values)
+
+
+class CommandLineText(str):
+    """A value typed in a shell: text where text is due, else read as YAML."""
+
+    def value(self):
+        try:
+            return yaml.load(self, Loader=StrictLoader)
+        except yaml.YAMLError:
+            return str(self)
+
+
+def read_yaml(path: str | None, seen: tuple[str, ...] = ()) -> Values:
+    """The values of a YAML file and its bases, each with the file it came from."""
+    if path is None:
+        return {}
+    if os.path.abspath(path) in seen:
+        raise UserError(f"{path}: base: leads back to this file; remove one of the base: lines")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=StrictLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this config ({error}); configs/ holds some to start from") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not a config: {error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not sections of keys")
+    content = content or {}
+    values, base = {}, content.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base = {base!r}: must be the name of one YAML file")
+        values = read_yaml(os.path.join(os.path.dirname(path), base), (*seen, os.path.abspath(path)))
+    for section, keys in content.items():
+        if not isinstance(keys, dict):
+            raise UserError(f"{path}: {section} = {keys!r}: must be a section, as in `{section}: {{key: value}}`")
+        values |= {f"{section}.{key}": (value, path) for key, value in keys.items()}
+    return values
+
+
+def build(config_class, values: Values):
+    """The config with these values over its defaults, or a UserError with one line for each thing wrong."""
+    known, wrong, converted = knobs(config_class), [], {}
+    for key, (value, origin) in values.items():
+        if key not in known:
+            wrong.append(f"{origin}: {key} = {show(value)}: unknown key; nearest valid name: {nearest(key, known)}")
+            continue
+        try:
+            converted[key] = convert(value, known[key].hint)
+            check_limits(converted[key], known[key])
+        except ValueError as error:
+            wrong.append(f"{origin}: {key} = {show(value)}: {error} ({known[key].meaning})")
+    if not wrong:
+        sections = {
+            section.name: type(section.default)(
+                **{key.split(".")[1]: value for key, value in converted.items() if key.startswith(section.name + ".")}
+            )
+            for section in dataclasses.fields(config_class)
+        }
+        config = config_class(**sections)
+        for key, what in config.problems():
+            value = show(getattr(sections[key.split(".")[0]], key.split(".")[1]))
+            wrong.append(f"{values.get(key, (None, 'default'))[1]}: {key} = {value}: {what}")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return config
+
+
+def from_dict(config_class, saved: dict, origin: str):
+    """The config that `dataclasses.asdict` turned into `saved`."""
+    values = {f"{section}.{key}": (value, origin) for section, keys in saved.items() for key, value in keys.items()}
+    return build(config_class, values)
+
+
+def to_dict(config) -> dict:
+    """Nested plain containers: what a checkpoint and a YAML file can hold."""
+    return {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
+        for section, keys in dataclasses.asdict(config).items()
+    }
+
+
+@functools.cache
+def knobs(config_class) -> dict[str, Knob]:
+    """Every knob as `section.key`."""
+    found = {}
+    for section in dataclasses.fields(config_class):
+        hints = typing.get_type_hints(type(section.default))
+        for field in dataclasses.fields(section.default):
+            found[f"{section.name}.{field.name}"] = Knob(hints[field.name], field.default, **field.metadata)
+    return found
+
+
+def convert(value, hint):
+    """`value` as the type a knob has. Raises ValueError saying what is due."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, CommandLineText):
+        value = value if str in options and value not in ("null", "~") else value.value()
+    if value is None and type(None) in options:
+        return None
+    kind = options[0]
+    if typing.get_origin(kind) is tuple:
+        members = typing.get_args(kind)
+        items = value if isinstance(value, list | tuple) else [value]
+        if Ellipsis not in members and len(items) != len(members):
+            raise ValueError(f"must be a list of {len(members)} numbers")
+        if not items:
+            raise ValueError("must be a list of at least one number")
+        return tuple(convert(item, members[0]) for item in items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        if kind is float and value != value:
+            raise ValueError("must be a number, not NaN")
+        return kind(value)
+    due = {
+        str: "text (quoted if it looks like a number)",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
+    raise ValueError(f"must be {due[kind]}" + (" or null" if type(None) in options else ""))
+
+
+def check_limits(value, knob: Knob) -> None:
+    """Raise ValueError if a number, or a member of a tuple, lies outside a knob's limits."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if item is None:
+            continue
+        inside = (
+            (knob.choices is None or item in knob.choices)
+            and (knob.low is None or item >= knob.low)
+            and (knob.high is None or item <= knob.high)
+            and (knob.above is None or item > knob.above)
+        )
+        if not inside:
+            near = f"; nearest: {nearest(item, knob.choices)}" if knob.choices else ""
+            raise ValueError(f"must be {limits_text(knob)}{near}")
+
+
+def limits_text(knob: Knob) -> str:
+    if knob.choices:
+        return "one of " + ", ".join(knob.choices)
+    signs = (("≥", knob.low), (">", knob.above), ("≤", knob.high))
+    return " and ".join(f"{sign} {limit:g}" for sign, limit in signs if limit is not None)
+
+
+def nearest(word, known) -> str:
+    """The known name most like `word`: by its whole spelling, else by its last part."""
+    close = difflib.get_close_matches(str(word), known, 1, 0.6)
+    tails = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = close or [tails[tail] for tail in difflib.get_close_matches(str(word).rsplit(".", 1)[-1], tails, 1, 0.0)]
+    return close[0] if close else ", ".join(known)
+
+
+def show(value) -> str:
+    """A value as YAML would write it."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe(config_class) -> str:
+    """Every knob, one line each, for `--help`."""
+    lines = ["every knob, as section.key=value on the command line or `section: {key: value}` in YAML:"]
+    for key, knob in knobs(config_class).items():
+        about = [text for text in (knob.unit, limits_text(knob), knob.flag) if text]
+        lines += [
+            f"  {key} = {show(knob.default)}",
+            f"      {knob.meaning}" + (f" ({'; '.join(about)})" if about else ""),
+        ]
+    return "\n".join(lines)
