@@ -18,6 +18,12 @@ def knob(default, meaning, *, unit="", low=None, high=None, choices=None, above=
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "flag": flag, **limits})
 
 
+# What may differ when a run is resumed: it leaves what is computed alone.
+FREE_TO_CHANGE = frozenset(
+    """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
+    run.eval_only run.evaluate_every_epochs data.data_path data.workers data.val_batch_size data.val_resize_size data.val_crop_size
+    checkpoint.every_steps checkpoint.every_minutes checkpoint.keep logging.every_steps""".split()
+)
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -27,6 +33,9 @@ class Run:
     weights: str | None = knob(None, "checkpoint to start from (weights only), or to evaluate", flag="--weights")
     use_ema: bool = knob(False, "take the averaged weights (`ema`) of run.weights instead of `model`")
     resume: str | None = knob(None, "checkpoint to continue, or `auto`: the newest in output_dir", flag="--resume")
+    allow_config_change: bool = knob(
+        False, "resume although the config computes something else now", flag="--allow-config-change"
+    )
     seed: int = knob(0, "seed of every random choice", low=0)
     deterministic: bool = knob(False, "bit-identical reruns on CUDA too, at some cost in speed")
     device: str = knob("auto", "auto takes the rank's GPU if there is one", choices=("auto", "cpu", "cuda"))

@@ -82,8 +82,8 @@ def counted_bins(height, width, radius, outer_radius, scope, device):
 class SpectralDistance(torch.autograd.Function):
     """Per image, the sum over channels and bins of weight · (|F(x)|² + eps)^(gamma/2) on the half spectrum.
 
-    The gradient is one inverse half transform, irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ), w the weight of a bin
-    of the *full* spectrum: the inverse transform supplies the mirrored half, so `weight` loses its doubling.
+    The gradient is one inverse half transform, irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ), w the weight of a
+    bin of the *full* spectrum: the inverse transform supplies the mirrored half, so `weight` loses its doubling.
     """
 
     @staticmethod

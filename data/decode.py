@@ -1,0 +1,50 @@
+"""Files into RGB images. The one place that decodes, so that another decoder is a change of one function."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_image as torchvision_decode
+
+from utils.errors import UserError
+
+
+def decode_image(path: str) -> torch.Tensor:
+    """An image file as (3, H, W) uint8 RGB: an animation's first frame, EXIF rotation not applied (ImageNet practice).
+
+    Grey, CMYK, palette and 16-bit images are converted, alpha is dropped, the content decides and not the name.
+    Raises: UserError naming a file that is missing or holds no image.
+    """
+    try:
+        encoded = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); was it moved or removed?") from error
+    try:
+        image = torchvision_decode(torch.from_numpy(encoded), ImageReadMode.RGB)
+    except (RuntimeError, ValueError):
+        image = decode_with_pillow(path, encoded)
+    if image.dtype == torch.uint16:
+        image = from_16_bit(image.to(torch.int32))
+    return image[0] if image.dim() == 4 else image
+
+
+def decode_with_pillow(path: str, encoded: np.ndarray) -> torch.Tensor:
+    """BMP, TIFF and whatever else torchvision does not know: (3, H, W) uint8."""
+    try:
+        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+            if image.mode.startswith("I"):  # Pillow's own conversion would saturate 16-bit values
+                gray = from_16_bit(torch.from_numpy(np.asarray(image).astype(np.int32)))
+                return gray.expand(3, *gray.shape)
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except Exception as error:  # Pillow's readers raise whatever they stumble over
+        reason = f"{type(error).__name__}: {error}" if encoded.size else "the file is empty"
+        raise UserError(f"{path}: not a readable image ({reason}); replace or remove the file") from error
+
+
+def from_16_bit(image: torch.Tensor) -> torch.Tensor:
+    """int32 values 0…65535 to uint8, rounded (65535 = 257 · 255)."""
+    return ((image + 128) // 257).clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,150 @@
+"""Classification finetuning of a ResNet with BCE, and exact evaluation at chosen resize sizes.
+
+    torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml \
+        --weights runs/pretrain_resnet50/checkpoints/last.pt
+    torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
+        --weights runs/finetune_resnet50_bce/checkpoints/last.pt --val-resize-size 234 235 236
+    python finetune.py --help                                         # every knob
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from configs.schema import FREE_TO_CHANGE, FinetuneConfig
+from data.folder import ImageFolder
+from data.geometry import train_transform
+from data.mixing import Mixing
+from data.pixels import Normalizer, unit_float
+from data.samples import EvaluationSamples, LabelledSamples, batch_loader
+from data.sampling import BatchPlan, MicroBatches
+from losses.classification import ClassificationLoss
+from models.resnet import resnet
+from models.weights import load_weights, start_from, weights_of
+from utils.checkpoint import read_checkpoint
+from utils.config import parse_command_line, to_dict
+from utils.distributed import run_entry
+from utils.errors import UserError
+from utils.evaluation import evaluate, share_of_rank, table
+from utils.loop import STOPPED, StopRequest, train
+from utils.run import Run, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.seeding import keyed_torch
+
+
+def main(argv: list[str]) -> int:
+    config = parse_command_line(FinetuneConfig, argv, "Finetuning of a ResNet, and its evaluation.")
+    if config.run.eval_only:
+        return evaluate_checkpoint(config)
+    run, stop = open_run(config), StopRequest()
+    folder = ImageFolder(str(Path(config.data.data_path) / "train"))
+    val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
+    plan = BatchPlan.make(
+        len(folder), config.train.batch_size, config.train.images_per_device,
+        run.world.rank, run.world.size, config.schedule.epochs,
+    )  # fmt: skip
+    config = replace(config, train=replace(config.train, images_per_device=plan.images_per_device))
+
+    with keyed_torch(config.run.seed, "initialisation"):
+        model = resnet(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
+    if config.run.weights and not run.resume:
+        run.say(start_from(model, config.run.weights, config.run.use_ema, config.data.mean, config.data.std))
+    state = build_state(config, run, model)
+    completed = resume_state(config, run, state, FREE_TO_CHANGE)
+
+    log = open_log(config, run, completed, plan.total_steps, f"finetuning {config.model.name} on {len(folder)} images")
+    batches = iter(training_batches(config, folder, plan, completed, loader_workers(config, run), run.world.device))
+    content = {"config": to_dict(config), "classes": folder.classes}
+    for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
+        done = train(
+            state, batches, finetuning_loss(config, plan, len(folder.classes), run.world.device),
+            learning_rate_of(config, plan.steps_per_epoch), steps, plan, log, run.checkpoints, content, stop, run.world,
+        )  # fmt: skip
+        if done < steps.stop:
+            return STOPPED
+        rows = evaluate_model(config, run, state.model, val_folder, "model")
+        if state.average:
+            rows += evaluate_model(config, run, state.average.module, val_folder, "ema")
+        log.evaluation(rows, done)
+    log.close()
+    run.say(table(rows))
+    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), "results": rows})
+    return 0
+
+
+def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | None) -> list[range]:
+    """The steps still to take, cut where an evaluation is due; the last one always is."""
+    interval = plan.total_steps if every_epochs is None else every_epochs * plan.steps_per_epoch
+    ends = [*range(interval, plan.total_steps, interval), plan.total_steps]
+    ends = [end for end in ends if end > completed] or [plan.total_steps]
+    return [range(start, end) for start, end in zip([completed, *ends], ends, strict=False)]
+
+
+def training_batches(
+    config: FinetuneConfig, folder: ImageFolder, plan: BatchPlan, completed: int, workers: int, device
+):
+    """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, class numbers (B,)."""
+    d = config.data
+    augment = (d.rand_augment_ops, d.rand_augment_magnitude, d.rand_augment_bins)
+    transform = train_transform(
+        d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation, augment
+    )
+    samples = LabelledSamples(folder, transform, config.run.seed)
+    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), workers, device)
+
+
+def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, device):
+    """The closure that the training step calls: a batch's whole way from uint8 to the loss."""
+    normalize = Normalizer(config.data.mean, config.data.std, device)
+    mixing = Mixing(config.data.mixup_alpha, config.data.cutmix_alpha, num_classes)
+    classification_loss = ClassificationLoss(config.loss.name, config.loss.label_smoothing)
+
+    def loss_of(model, step, turn, images, labels):
+        """images (B, 3, H, W) uint8, labels (B,) int64 -> scalar, nothing further to log."""
+        clean = normalize(unit_float(images))  # (B, 3, H, W) float32
+        with keyed_torch(config.run.seed, "mixing", step, plan.micro_batch_number(turn)):
+            mixed, targets = mixing(clean, labels)  # (B, 3, H, W), (B, K)
+        logits = model(mixed)  # (B, K)
+        return classification_loss(logits, targets), {}
+
+    return loss_of
+
+
+def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str) -> list[dict]:
+    """A row for each resize size; `weights` names what was evaluated."""
+    d = config.data
+    samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
+    mine = share_of_rank(len(folder), run.world, d.val_batch_size)
+    batches = batch_loader(samples, mine, loader_workers(config, run), run.world.device)
+    normalize = Normalizer(d.mean, d.std, run.world.device)
+    rows = evaluate(
+        model, batches, lambda images: normalize(unit_float(images)), d.val_resize_size, len(folder), run.world
+    )
+    return [{"weights": weights, **row} for row in rows]
+
+
+def evaluate_checkpoint(config: FinetuneConfig) -> int:
+    """--eval-only: model, class order and normalisation are the checkpoint's, sizes the command line's."""
+    path = config.run.weights
+    saved = read_checkpoint(path)
+    if "classes" not in saved:
+        raise UserError(
+            f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
+        )
+    trained = saved["config"]["data"]
+    data = replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"]))
+    # `auto`: an evaluation may write beside the checkpoints of a run, it continues nothing.
+    config = replace(config, data=data, run=replace(config.run, resume="auto"))
+    run = open_run(config)
+    folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
+    model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
+    run.say(str(load_weights(model, weights_of(saved, path, config.run.use_ema), path)))
+    rows = evaluate_model(config, run, model.to(run.world.device), folder, "ema" if config.run.use_ema else "model")
+    run.say(table(rows))
+    run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], "results": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

@@ -1,0 +1,36 @@
+"""Classification losses on soft targets."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def smooth_labels(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Take `smoothing` from the true class and share it among the others, as public code A does.
+
+    Args:
+        targets: (B, K) that sum to 1, mixed or one-hot; 1 becomes 1 − smoothing, 0 becomes smoothing / (K − 1).
+    """
+    other = smoothing / max(1, targets.shape[1] - 1)
+    return other + targets * (1 - smoothing - other) if smoothing else targets
+
+
+class ClassificationLoss:
+    """BCE (mean over batch × classes) or softmax cross-entropy (mean over the batch) on smoothed soft targets."""
+
+    def __init__(self, name: str = "bce", label_smoothing: float = 0.0):
+        if name not in ("bce", "ce") or not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"name = {name!r}, label_smoothing = {label_smoothing}: must be 'bce' or 'ce', and in [0, 1)"
+            )
+        self.name, self.label_smoothing = name, label_smoothing
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """logits (B, K), targets (B, K) that sum to 1 -> scalar float32 (float64 for float64 logits)."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        targets = smooth_labels(targets, self.label_smoothing).to(logits.dtype)
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.name == "bce":
+                return F.binary_cross_entropy_with_logits(logits, targets)
+            return F.cross_entropy(logits, targets)

@@ -1,0 +1,100 @@
+"""Masked frequency pretraining of a ResNet (arXiv 2206.07706).
+
+torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain_resnet50.yaml
+python pretrain.py --config configs/sample_pretrain.yaml          # one process
+python pretrain.py --help                                         # every knob
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from configs.schema import FREE_TO_CHANGE, PretrainConfig
+from data.folder import ImageFolder
+from data.frequency_filter import FrequencyFilter
+from data.geometry import train_transform
+from data.pixels import Normalizer, unit_float
+from data.samples import PretrainingSamples, batch_loader
+from data.sampling import BatchPlan, MicroBatches
+from losses.frequency import MaskedFrequencyLoss, grayscale
+from models.resnet import masked_frequency_model
+from models.weights import start_from
+from utils.config import parse_command_line, to_dict
+from utils.distributed import run_entry
+from utils.loop import STOPPED, StopRequest, train
+from utils.run import build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.seeding import keyed_torch
+
+
+def main(argv: list[str]) -> int:
+    config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
+    run, stop = open_run(config), StopRequest()
+    folder = ImageFolder(str(Path(config.data.data_path) / "train"))
+    plan = BatchPlan.make(
+        len(folder), config.train.batch_size, config.train.images_per_device,
+        run.world.rank, run.world.size, config.schedule.epochs,
+    )  # fmt: skip
+    config = replace(config, train=replace(config.train, images_per_device=plan.images_per_device))
+
+    with keyed_torch(config.run.seed, "initialisation"):
+        channels = 1 if config.loss.target == "gray" else 3
+        model = masked_frequency_model(config.model.name, channels, config.model.zero_init_last_batch_norm)
+    if config.run.weights and not run.resume:
+        run.say(start_from(model, config.run.weights, config.run.use_ema))
+    state = build_state(config, run, model)
+    completed = resume_state(config, run, state, FREE_TO_CHANGE)
+
+    log = open_log(config, run, completed, plan.total_steps, f"pretraining {config.model.name} on {len(folder)} images")
+    batches = training_batches(config, folder, plan, completed, loader_workers(config, run), run.world.device)
+    done = train(
+        state, iter(batches), pretraining_loss(config, run.world.device),
+        learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan, log, run.checkpoints, {"config": to_dict(config)}, stop, run.world,
+    )  # fmt: skip
+    log.close()
+    if done < plan.total_steps:
+        return STOPPED
+    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), **log.last_line})
+    return 0
+
+
+def training_batches(
+    config: PretrainConfig, folder: ImageFolder, plan: BatchPlan, completed: int, workers: int, device
+):
+    """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, keep_low (B,) bool."""
+    d = config.data
+    transform = train_transform(d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation)
+    samples = PretrainingSamples(folder, transform, config.run.seed, config.filter.low_pass_probability)
+    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), workers, device)
+
+
+def pretraining_loss(config: PretrainConfig, device):
+    """The closure that the training step calls: a batch's whole way from uint8 to the loss."""
+    normalize = Normalizer(config.data.mean, config.data.std, device)
+    f, g = config.filter, config.loss
+    frequency_filter = FrequencyFilter(f.radius, f.outer_radius, f.output, f.clamp)
+    frequency_loss = MaskedFrequencyLoss(f.radius, f.outer_radius, g.gamma, g.eps, g.reduction, g.scope)
+    target_of = grayscale if g.target == "gray" else lambda images: images
+
+    def loss_of(model, _step, _turn, images, keep_low):
+        """images (B, 3, H, W) uint8, keep_low (B,) bool -> scalar, sums and counts to log."""
+        clean = normalize(unit_float(images))  # (B, 3, H, W) float32
+        if f.order == "normalize_first":
+            filtered = frequency_filter(clean, keep_low)
+        else:
+            filtered = normalize(frequency_filter(unit_float(images), keep_low))
+        predicted = model(filtered)  # (B, C, H, W), C = 1 or 3
+        errors = frequency_loss.per_image(predicted, target_of(clean), keep_low)  # (B,)
+        loss = frequency_loss.reduce(errors, keep_low, images.shape[-2:])
+        told = errors.detach()
+        return loss, {
+            "loss_low_pass": ((told * keep_low).sum(), keep_low.sum()),
+            "loss_high_pass": ((told * ~keep_low).sum(), (~keep_low).sum()),
+        }
+
+    return loss_of
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

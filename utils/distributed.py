@@ -1,0 +1,146 @@
+"""Ranks: who am I, which device, and how the ranks of a job agree, wait and die."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place in the job. A `World(0, 1, 1, device)` is a job of one process."""
+
+    rank: int
+    size: int
+    local_size: int  # ranks on this machine
+    device: torch.device
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; goes through the CPU, so no device is waited for."""
+        return bool(self.sum(torch.tensor([int(flag)]))[0])
+
+    def from_rank_0(self, value):
+        """Rank 0's value (anything picklable), on every rank."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def copy_from_rank_0(self, tensors) -> None:
+        """Make these tensors equal rank 0's, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def cores_of_a_rank(self) -> int:
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+
+def join(device: str, timeout_minutes: float) -> World:
+    """Join the job torchrun started (or be one of one process) on this rank's own device.
+
+    Raises: UserError if a GPU is missing, there are fewer GPUs than ranks, or torch has no kernels for them.
+    """
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGKILL)
+    chosen = choose_device(device, local_rank, local_size)
+    if chosen.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    else:
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        timeout = timedelta(minutes=timeout_minutes)
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        # A restarted job meets the store of its earlier attempt: without a name of its own it would read old addresses.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    return World(rank, size, local_size, chosen)
+
+
+def choose_device(device: str, local_rank: int, local_size: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and not count):
+        return torch.device("cpu")
+    if local_rank >= count:
+        raise UserError(
+            f"run.device = {device}: {local_size} ranks on this machine, but {count} CUDA devices; "
+            "start torchrun with --nproc_per_node of at most that many, or use run.device=cpu"
+        )
+    problem = missing_kernels(torch.cuda.get_device_capability(local_rank), torch.cuda.get_arch_list())
+    if problem:
+        raise UserError(f"{torch.cuda.get_device_name(local_rank)}: {problem}")
+    return torch.device("cuda", local_rank)
+
+
+def missing_kernels(capability: tuple[int, int], wheel_architectures: list[str]) -> str | None:
+    """What to install if a torch wheel has no kernels for a device, else None.
+
+    Args:
+        capability: the device's, as (major, minor); it runs kernels of the same major and no higher minor number.
+        wheel_architectures: `torch.cuda.get_arch_list()`, as in ["sm_70", "sm_90"].
+    """
+    built = [divmod(int("".join(filter(str.isdigit, a))), 10) for a in wheel_architectures if a.startswith("sm_")]
+    if any(major == capability[0] and minor <= capability[1] for major, minor in built):
+        return None
+    pin = "torch==2.7.1 torchvision==0.22.1" if capability < (7, 0) else "torch==2.10.0 torchvision==0.25.0"
+    return (
+        f"torch {torch.__version__} has kernels for {' '.join(wheel_architectures)} only, "
+        f"not for compute capability {capability[0]}.{capability[1]}; pip install {pin}"
+    )
+
+
+def die_with_parent(death_signal: int) -> None:
+    """Have the kernel send us this signal when our parent ends, however it ends: no orphan may go on writing."""
+    parent = os.getppid()
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, death_signal)
+        if os.getppid() != parent:  # it ended before we asked
+            os.kill(os.getpid(), death_signal)
+
+
+def shield_worker(worker: int) -> None:
+    """For loader workers: a stop signal to the group is the rank's to answer, and a dead rank needs no loader."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+
+
+def run_entry(main, argv: list[str]) -> None:
+    """Run an entry point: a user's error is one line without traceback and exit code 2, on the rank that met it."""
+    try:
+        code = main(argv)
+    except UserError as error:
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if not dist.is_initialized() and rank > 0:
+            time.sleep(3)  # every rank met this one; rank 0 shows it, and torchrun ends all when the first one ends
+            os._exit(2)
+        # Through a loader worker the message arrives with the worker's traceback before it.
+        text = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
+        print(f"[rank {rank}] error: {text}" if size > 1 else f"error: {text}", file=sys.stderr, flush=True)
+        os._exit(2)  # no clean-up that could wait for other ranks
+    if dist.is_initialized():
+        dist.barrier()  # a rank that ended first would have torchrun stop one still writing
+        dist.destroy_process_group()
+    sys.exit(code)
