@@ -28,8 +28,8 @@ from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.evaluation import evaluate, share_of_rank, table
-from utils.loop import STOPPED, StopRequest, train
-from utils.run import Run, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.loop import train
+from utils.run import STOPPED, Run, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
 from utils.seeding import keyed_torch
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     config = parse_command_line(FinetuneConfig, argv, "Finetuning of a ResNet, and its evaluation.")
     if config.run.eval_only:
         return evaluate_checkpoint(config)
-    run, stop = open_run(config), StopRequest()
+    run = open_run(config)
     folder = ImageFolder(str(Path(config.data.data_path) / "train"))
     val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
     plan = BatchPlan.make(
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
         done = train(
             state, batches, finetuning_loss(config, plan, len(folder.classes), run.world.device),
-            learning_rate_of(config, plan.steps_per_epoch), steps, plan, log, run.checkpoints, content, stop, run.world,
+            learning_rate_of(config, plan.steps_per_epoch), steps, plan, run, log, content,
         )  # fmt: skip
         if done < steps.stop:
             return STOPPED

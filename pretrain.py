@@ -23,14 +23,14 @@ from models.resnet import masked_frequency_model
 from models.weights import start_from
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
-from utils.loop import STOPPED, StopRequest, train
-from utils.run import build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.loop import train
+from utils.run import STOPPED, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
 from utils.seeding import keyed_torch
 
 
 def main(argv: list[str]) -> int:
     config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
-    run, stop = open_run(config), StopRequest()
+    run = open_run(config)
     folder = ImageFolder(str(Path(config.data.data_path) / "train"))
     plan = BatchPlan.make(
         len(folder), config.train.batch_size, config.train.images_per_device,
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
     batches = training_batches(config, folder, plan, completed, loader_workers(config, run), run.world.device)
     done = train(
         state, iter(batches), pretraining_loss(config, run.world.device),
-        learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan, log, run.checkpoints, {"config": to_dict(config)}, stop, run.world,
+        learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
+        run, log, {"config": to_dict(config)},
     )  # fmt: skip
     log.close()
     if done < plan.total_steps:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 Problems = list[tuple[str, str]]  # ("section.key", what is wrong and what is allowed)
 
 
-def knob(default, meaning, *, unit="", low=None, high=None, choices=None, above=None, flag=None):
+def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=None, flag=None):
     """One knob. `low` and `high` are inclusive bounds, `above` an exclusive lower one, for each number of a tuple."""
     limits = {"low": low, "high": high, "above": above, "choices": choices}
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "flag": flag, **limits})
@@ -21,55 +21,43 @@ def knob(default, meaning, *, unit="", low=None, high=None, choices=None, above=
 # What may differ when a run is resumed: it leaves what is computed alone.
 FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
-    run.eval_only run.evaluate_every_epochs data.data_path data.workers data.val_batch_size data.val_resize_size data.val_crop_size
-    checkpoint.every_steps checkpoint.every_minutes checkpoint.keep logging.every_steps""".split()
+    run.eval_only run.evaluate_every_epochs data.data_path data.workers data.val_batch_size data.val_resize_size
+    data.val_crop_size checkpoint.every_steps checkpoint.every_minutes checkpoint.keep logging.every_steps""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
+# fmt: off
 @dataclass(frozen=True)
 class Run:
     output_dir: str = knob("runs/unnamed", "folder for config, log, checkpoints and result", flag="--output-dir")
     weights: str | None = knob(None, "checkpoint to start from (weights only), or to evaluate", flag="--weights")
     use_ema: bool = knob(False, "take the averaged weights (`ema`) of run.weights instead of `model`")
     resume: str | None = knob(None, "checkpoint to continue, or `auto`: the newest in output_dir", flag="--resume")
-    allow_config_change: bool = knob(
-        False, "resume although the config computes something else now", flag="--allow-config-change"
-    )
+    allow_config_change: bool = knob(False, "resume with another recipe", flag="--allow-config-change")
     seed: int = knob(0, "seed of every random choice", low=0)
     deterministic: bool = knob(False, "bit-identical reruns on CUDA too, at some cost in speed")
     device: str = knob("auto", "auto takes the rank's GPU if there is one", choices=("auto", "cpu", "cuda"))
-    timeout_minutes: float = knob(
-        30.0, "how long a rank waits for another before the job ends", unit="minutes", above=0
-    )
+    timeout_minutes: float = knob(30.0, "how long a rank waits for another before the job ends", "minutes", above=0)
 
 
 @dataclass(frozen=True)
 class FinetuneRun(Run):
     eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only")
-    evaluate_every_epochs: int | None = knob(
-        None, "evaluate so often; null: after the last epoch only", unit="epochs", low=1
-    )
+    evaluate_every_epochs: int | None = knob(None, "null: evaluate after the last epoch only", "epochs", low=1)
 
 
 @dataclass(frozen=True)
 class Data:
     data_path: str = knob("imagenet", "folder with train/ and val/, one folder a class in each", flag="--data-path")
-    train_crop_size: int = knob(224, "side of a training image", unit="pixels", low=8)
+    train_crop_size: int = knob(224, "side of a training image", "pixels", low=8)
     crop_ratio: tuple[float, float] = knob(
-        (0.2, 1.0),
-        "smallest and largest share of the image's area in a random crop",
-        above=0,
-        high=1,
-        flag="--crop-ratio",
-    )
-    aspect_ratio: tuple[float, float] = knob((0.75, 4 / 3), "narrowest and widest crop", unit="width/height", above=0)
+        (0.2, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
+    aspect_ratio: tuple[float, float] = knob((0.75, 4 / 3), "narrowest and widest crop", "width/height", above=0)
     interpolation: str = knob("bicubic", "resampling filter, always antialiased", choices=INTERPOLATIONS)
     flip_probability: float = knob(0.5, "chance of a horizontal flip", low=0, high=1)
-    mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, per channel of values in [0, 1]")
-    std: tuple[float, float, float] = knob(
-        (0.229, 0.224, 0.225), "normalisation, per channel of values in [0, 1]", above=0
-    )
+    mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, channels in [0, 1]")
+    std: tuple[float, float, float] = knob((0.229, 0.224, 0.225), "normalisation, channels in [0, 1]", above=0)
     workers: int | None = knob(None, "loader processes a rank; null: the cores a rank has", low=0, high=256)
 
     def problems(self) -> Problems:
@@ -78,27 +66,18 @@ class Data:
 
 @dataclass(frozen=True)
 class FinetuneData(Data):
-    train_crop_size: int = knob(160, "side of a training image", unit="pixels", low=8)
+    train_crop_size: int = knob(160, "side of a training image", "pixels", low=8)
     crop_ratio: tuple[float, float] = knob(
-        (0.08, 1.0),
-        "smallest and largest share of the image's area in a random crop",
-        above=0,
-        high=1,
-        flag="--crop-ratio",
-    )
+        (0.08, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
     rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
     rand_augment_magnitude: int = knob(6, "strength of each operation, below rand_augment_bins", low=0)
     rand_augment_bins: int = knob(10, "number of strengths; the last is the strongest", low=2)
     mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
-    cutmix_alpha: float = knob(
-        1.0, "Beta parameter of cutmix; 0 turns it off; with both, one of the two a batch", low=0
-    )
+    cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two a batch", low=0)
     val_resize_size: tuple[int, ...] = knob(
-        (235,), "short side an image is resized to before the centre crop; one result for each", unit="pixels", low=8,
-        flag="--val-resize-size",
-    )  # fmt: skip
-    val_crop_size: int = knob(224, "side of the centre crop in evaluation", unit="pixels", low=8)
-    val_batch_size: int = knob(128, "images a rank evaluates at once; does not change the result", unit="images", low=1)
+        (235,), "short side before the centre crop; one result for each", "pixels", low=8, flag="--val-resize-size")
+    val_crop_size: int = knob(224, "side of the centre crop in evaluation", "pixels", low=8)
+    val_batch_size: int = knob(128, "images a rank evaluates at once; does not change the result", "images", low=1)
 
     def problems(self) -> Problems:
         found = super().problems()
@@ -113,17 +92,13 @@ class FinetuneData(Data):
 
 @dataclass(frozen=True)
 class Filter:
-    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", unit="bins of the crop", above=0)
-    outer_radius: float | None = knob(
-        None, "with it, only the ring radius ≤ d < outer_radius is high", unit="bins", above=0
-    )
+    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", "bins of the crop", above=0)
+    outer_radius: float | None = knob(None, "only the ring radius ≤ d < outer_radius is high", "bins", above=0)
     low_pass_probability: float = knob(0.5, "chance that an image keeps its low frequencies", low=0, high=1)
     output: str = knob("real", "the filtered image, or its absolute value (code A)", choices=("real", "abs"))
     clamp: tuple[float, float] | None = knob(None, "limits of the filtered image, in the units it has there")
-    order: str = knob(
-        "normalize_first", "filter the normalised image (code A), or normalise the filtered one (paper)",
-        choices=("normalize_first", "filter_first"),
-    )  # fmt: skip
+    order: str = knob("normalize_first", "filter after normalisation (code A), or before it (paper)",
+                      choices=("normalize_first", "filter_first"))
 
     def problems(self) -> Problems:
         found = ordered(self, "clamp") if self.clamp else []
@@ -136,13 +111,9 @@ class Filter:
 class FrequencyLoss:
     gamma: float = knob(1.0, "exponent of the spectral distance", above=0)
     eps: float = knob(1e-7, "added to the squared distance, so that its root has a gradient at 0", above=0)
-    reduction: str = knob(
-        "image",
-        "average each image over its removed bins (code A), or pool a micro-batch (paper)",
-        choices=("image", "batch"),
-    )
+    reduction: str = knob("image", "mean of each image (code A), or of pooled bins (paper)", choices=("image", "batch"))
     scope: str = knob("removed", "bins that count", choices=("removed", "all"))
-    target: str = knob("gray", "predict one grey channel (code A) or three colours (paper)", choices=("gray", "rgb"))
+    target: str = knob("gray", "predict grey (code A) or colours (paper)", choices=("gray", "rgb"))
 
 
 @dataclass(frozen=True)
@@ -164,25 +135,19 @@ class Optimizer:
     learning_rate: float = knob(1.2e-3, "peak, for the batch size of the same recipe: nothing scales it", low=0)
     betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's averaging factors", low=0, high=0.999999)
     weight_decay: float = knob(0.05, "decoupled, as in AdamW", low=0)
-    weight_decay_on: str = knob(
-        "all", "every parameter (code A), or none on biases and 1-D ones (paper)", choices=("all", "matrices")
-    )
-    clip_grad_norm: float | None = knob(None, "largest gradient norm of an optimizer step; null: no clipping", above=0)
-    ema_decay: float | None = knob(
-        None, "keep an average of the weights with this decay a step", above=0, high=0.999999
-    )
+    weight_decay_on: str = knob("all", "all parameters (code A), or not 1-D ones (paper)", choices=("all", "matrices"))
+    clip_grad_norm: float | None = knob(None, "largest gradient norm of a step; null: any", above=0)
+    ema_decay: float | None = knob(None, "average the weights with this decay a step", above=0, high=0.999999)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    epochs: int = knob(300, "passes over the training images", unit="epochs", low=1, flag="--epochs")
-    warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", unit="epochs", low=0)
+    epochs: int = knob(300, "passes over the training images", "epochs", low=1, flag="--epochs")
+    warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", "epochs", low=0)
     warmup_learning_rate: float = knob(1.2e-5, "where the rise starts", low=0)
     final_learning_rate: float = knob(0.0, "where the cosine ends", low=0)
     interval: str = knob("step", "the learning rate changes each step or each epoch", choices=("step", "epoch"))
-    cosine_from: str = knob(
-        "warmup", "the cosine starts at the end of warmup (code A) or at step 0 (paper)", choices=("warmup", "start")
-    )
+    cosine_from: str = knob("warmup", "where the cosine starts: code A, or paper", choices=("warmup", "start"))
 
     def problems(self) -> Problems:
         if self.warmup_epochs >= self.epochs:
@@ -192,31 +157,25 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Train:
-    batch_size: int = knob(2048, "images an optimizer step, over all ranks", unit="images", low=1, flag="--batch-size")
-    images_per_device: int | None = knob(
-        None,
-        "images of one forward pass; BatchNorm and mixing see these; null: batch_size / ranks",
-        unit="images",
-        low=1,
-    )
-    precision: str = knob(
-        "auto",
-        "auto: bfloat16 or float16 where the device is fast in it",
-        choices=("auto", "float32", "float16", "bfloat16"),
-    )
+    batch_size: int = knob(2048, "images an optimizer step, over all ranks", "images", low=1, flag="--batch-size")
+    images_per_device: int | None = knob(None, "of a forward pass; null: batch_size / ranks", "images", low=1)
+    precision: str = knob("auto", "auto: bfloat16 or float16 where the device is fast in it",
+                          choices=("auto", "float32", "float16", "bfloat16"))
     tf32: bool | None = knob(None, "TF32 matrix units for float32 work; null: on where bf16 or fp16 is used")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int | None = knob(None, "save after so many optimizer steps; null: by time alone", unit="steps", low=1)
-    every_minutes: float = knob(15.0, "save after so many minutes", unit="minutes", above=0)
+    every_steps: int | None = knob(None, "save after so many optimizer steps; null: by time alone", "steps", low=1)
+    every_minutes: float = knob(15.0, "save after so many minutes", "minutes", above=0)
     keep: int = knob(3, "newest checkpoints kept", low=1)
 
 
 @dataclass(frozen=True)
 class Logging:
-    every_steps: int = knob(50, "a line in log.jsonl, on the console and in TensorBoard", unit="steps", low=1)
+    every_steps: int = knob(50, "a line in log.jsonl, on the console and in TensorBoard", "steps", low=1)
+
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 
-from utils.checkpoint import Checkpoints
-from utils.distributed import World
+from utils.run import Run
 from utils.run_log import RunLog
 from utils.training import TrainingState, training_step
 
-STOPPED = 75  # exit code after a stop on request: saved, to be continued with --resume auto (EX_TEMPFAIL)
 STEPS_BETWEEN_AGREEMENTS = 5  # on whether any rank was asked to stop
-
-
-class StopRequest:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C instead of ending at once; a second Ctrl-C ends at once."""
-
-    def __init__(self):
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self.note)
-
-    def note(self, number, _frame) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def train(
@@ -35,11 +19,9 @@ def train(
     learning_rate_of: Callable[[int], float],
     steps: range,
     plan,
+    run: Run,
     log: RunLog,
-    checkpoints: Checkpoints,
     content: dict,
-    stop: StopRequest,
-    world: World,
 ) -> int:
     """Take these optimizer steps, or fewer on a stop request.
 
@@ -55,15 +37,15 @@ def train(
         began = time.monotonic()
         batches = [next(micro_batches) for _ in range(plan.accumulation)]
         waited = time.monotonic() - began
-        batches = [[tensor.to(world.device, non_blocking=True) for tensor in batch] for batch in batches]
+        batches = [[tensor.to(run.world.device, non_blocking=True) for tensor in batch] for batch in batches]
         metrics = training_step(state, step, learning_rate_of(step), batches, loss_of)
         if log.due(step):
             state.check_health()
         log.step(step, step // plan.steps_per_epoch, learning_rate_of(step), metrics, waited)
         done = step + 1
-        stopping = done % STEPS_BETWEEN_AGREEMENTS == 0 and world.any(stop.requested)
-        if world.rank == 0 and (stopping or done == steps.stop or checkpoints.due(done)) and state.is_healthy():
-            path = checkpoints.save(done, state.state_dict() | content)
+        stopping = done % STEPS_BETWEEN_AGREEMENTS == 0 and run.world.any(run.stop.requested)
+        if run.world.rank == 0 and (stopping or done == steps.stop or run.checkpoints.due(done)) and state.is_healthy():
+            path = run.checkpoints.save(done, state.state_dict() | content)
             log.say(f"saved {path}")
         if stopping:
             log.say(f"stopped on request after step {done}; continue with --resume auto")

@@ -5,6 +5,7 @@ The functions take a whole config and use the sections that both kinds have, so 
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,6 +25,21 @@ from utils.run_log import RunLog
 from utils.schedule import learning_rate
 from utils.training import TrainingState
 
+STOPPED = 75  # exit code after a stop on request: saved, to be continued with --resume auto (EX_TEMPFAIL)
+
+
+class StopRequest:
+    """Notes SIGTERM, SIGUSR1 and Ctrl-C instead of ending at once; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, _number, _frame) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,6 +50,7 @@ class Run:
     output: Path
     checkpoints: Checkpoints
     resume: Path | None
+    stop: StopRequest = field(default_factory=StopRequest)
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:

@@ -77,7 +77,7 @@ class TrainingState:
         if not self.is_healthy():
             bad, first, _ = self.health.tolist()
             raise NonFiniteError(
-                f"the loss or its gradient is not finite from step {first + 1} on ({bad} steps in a row); no weight and "
+                f"loss or gradient is not finite from step {first + 1} on ({bad} steps in a row); no weight and "
                 "no checkpoint holds a trace of it; try a lower optimizer.learning_rate, optimizer.clip_grad_norm or "
                 "train.precision=float32, and go on with --resume auto"
             )
