@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from utils.precision import full_precision
 from utils.spectrum import kept_when_low
 
 
@@ -36,12 +37,15 @@ class FrequencyFilter:
             images: (B, C, H, W) floating point, any H and W.
             keep_low: (B,) bool; True keeps the low side, False the high side.
         Returns: (B, C, H, W), float64 for float64 input, else float32.
-        Raises: ValueError if a side of the spectrum is empty at this H and W.
+        Raises: ValueError on unlike shapes, or if a side of the spectrum is empty at this H and W.
         """
+        if images.dim() != 4 or keep_low.shape != images.shape[:1]:
+            shapes = f"{tuple(images.shape)} and {tuple(keep_low.shape)}"
+            raise ValueError(f"images and keep_low have shapes {shapes}: must be (B, C, H, W) and (B,)")
         height, width = images.shape[-2:]
         low_bins = kept_when_low(height, width, self.radius, self.outer_radius, images.device)
         with torch.autocast(images.device.type, enabled=False):
-            images = images if images.dtype == torch.float64 else images.float()
+            images = full_precision(images)
             spectrum = torch.fft.rfft2(images, norm="ortho")
             low = torch.fft.irfft2(spectrum * low_bins, s=(height, width), norm="ortho")
             filtered = torch.where(keep_low[:, None, None, None], low, images - low)  # low + high = image

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from utils.precision import full_precision
+
 
 def smooth_labels(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
     """Take `smoothing` from the true class and share it among the others, as public code A does.
@@ -28,7 +30,7 @@ class ClassificationLoss:
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """logits (B, K), targets (B, K) that sum to 1 -> scalar float32 (float64 for float64 logits)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = full_precision(logits)
         targets = smooth_labels(targets, self.label_smoothing).to(logits.dtype)
         with torch.autocast(logits.device.type, enabled=False):
             if self.name == "bce":

@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from utils.precision import full_precision
 from utils.spectrum import column_weight, kept_when_low
 
 
@@ -47,15 +48,13 @@ class MaskedFrequencyLoss:
 
     def per_image(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
         """Mean distance over each image's counted bins and channels: (B,). Arguments as in `__call__`."""
-        if predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
+        if predicted.dim() != 4 or predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
             shapes = f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(keep_low.shape)}"
             raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
         with torch.autocast(predicted.device.type, enabled=False):
-            double = torch.float64 in (predicted.dtype, target.dtype)
-            dtype = torch.float64 if double else torch.float32
-            difference = predicted.to(dtype) - target.to(dtype)  # F is linear: one transform, not two
+            difference = full_precision(predicted) - full_precision(target)  # F is linear: one transform, not two
             if_low, if_high = self.counted_bins(predicted.shape[-2:], predicted.device)
-            weight = torch.where(keep_low[:, None, None], if_low, if_high).to(dtype)  # (B, U, V)
+            weight = torch.where(keep_low[:, None, None], if_low, if_high).to(difference.dtype)  # (B, U, V)
             total = SpectralDistance.apply(difference, weight, self.gamma, self.eps)
             return total / (weight.sum((1, 2)) * predicted.shape[1])
 
@@ -108,5 +107,5 @@ class SpectralDistance(torch.autograd.Function):
 
 def grayscale(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> (B, 1, H, W), 0.299 R + 0.587 G + 0.114 B (BT.601, as public code A weighs them)."""
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = full_precision(images).split(1, dim=1)
     return 0.299 * red + 0.587 * green + 0.114 * blue

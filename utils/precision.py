@@ -22,6 +22,11 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 as it is, all else as float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def set_numerics(dtype: torch.dtype, tf32: bool | None, deterministic: bool) -> None:
     """Process-wide switches: TF32 (None: on unless working in float32), and determinism against autotuning."""
     use_tf32 = dtype != torch.float32 if tf32 is None else tf32
