@@ -35,7 +35,7 @@ class Run:
     use_ema: bool = knob(False, "take the averaged weights (`ema`) of run.weights instead of `model`")
     resume: str | None = knob(None, "checkpoint to continue, or `auto`: the newest in output_dir", flag="--resume")
     allow_config_change: bool = knob(False, "resume with another recipe", flag="--allow-config-change")
-    seed: int = knob(0, "seed of every random choice", low=0)
+    seed: int = knob(0, "seed of every random choice", low=0, high=2**63 - 1)
     deterministic: bool = knob(False, "bit-identical reruns on CUDA too, at some cost in speed")
     device: str = knob("auto", "auto takes the rank's GPU if there is one", choices=("auto", "cpu", "cuda"))
     timeout_minutes: float = knob(30.0, "how long a rank waits for another before the job ends", "minutes", above=0)
@@ -50,7 +50,7 @@ class FinetuneRun(Run):
 @dataclass(frozen=True)
 class Data:
     data_path: str = knob("imagenet", "folder with train/ and val/, one folder a class in each", flag="--data-path")
-    train_crop_size: int = knob(224, "side of a training image", "pixels", low=8)
+    train_crop_size: int = knob(224, "side of a training image", "pixels", low=8, high=4096)
     crop_ratio: tuple[float, float] = knob(
         (0.2, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
     aspect_ratio: tuple[float, float] = knob((0.75, 4 / 3), "narrowest and widest crop", "width/height", above=0)
@@ -66,7 +66,7 @@ class Data:
 
 @dataclass(frozen=True)
 class FinetuneData(Data):
-    train_crop_size: int = knob(160, "side of a training image", "pixels", low=8)
+    train_crop_size: int = knob(160, "side of a training image", "pixels", low=8, high=4096)
     crop_ratio: tuple[float, float] = knob(
         (0.08, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
     rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
@@ -92,8 +92,8 @@ class FinetuneData(Data):
 
 @dataclass(frozen=True)
 class Filter:
-    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", "bins of the crop", above=0)
-    outer_radius: float | None = knob(None, "only the ring radius ≤ d < outer_radius is high", "bins", above=0)
+    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", "bins of the crop", above=0, high=4096)
+    outer_radius: float | None = knob(None, "only the ring radius ≤ d < outer_radius is high", "bins", high=4096)
     low_pass_probability: float = knob(0.5, "chance that an image keeps its low frequencies", low=0, high=1)
     output: str = knob("real", "the filtered image, or its absolute value (code A)", choices=("real", "abs"))
     clamp: tuple[float, float] | None = knob(None, "limits of the filtered image, in the units it has there")
@@ -197,8 +197,8 @@ class PretrainConfig:
         found = section_problems(self)
         size, radius, outer = self.data.train_crop_size, self.filter.radius, self.filter.outer_radius
         if size % 32:
-            nearest = f"{max(32, size - size % 32)} or {size + 32 - size % 32}"
-            found.append(("data.train_crop_size", f"must be a multiple of the trunk's stride 32: {nearest}"))
+            near = " or ".join(str(n) for n in (size - size % 32, size - size % 32 + 32) if n)
+            found.append(("data.train_crop_size", f"must be a multiple of the trunk's stride 32: {near}"))
         # With an outer radius the high side is the ring between the two, which may hold no bin at all.
         limit = math.inf if outer is None else outer**2
         half = size // 2

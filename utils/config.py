@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import types
@@ -37,38 +38,48 @@ class Knob(typing.NamedTuple):
 
 
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")
-YAML_NUMBERS = {  # YAML 1.2's: in 1.1 `1e-3` is a string, `012` is 10, `1:30` is 90 and `no` is False
-    "tag:yaml.org,2002:null": (r"~|null|", ["~", "n", ""]),
-    "tag:yaml.org,2002:bool": (r"true|false", list("tf")),
-    "tag:yaml.org,2002:int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    "tag:yaml.org,2002:float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
-        list("-+.0123456789"),
-    ),
+YAML_SCALARS = {  # nearly YAML 1.2's: in 1.1 `1e-3` is a string, `012` is 10, `1:30` is 90 and `no` is False
+    "null": (r"~|null|", ["~", "n", ""]),
+    "bool": (r"true|false", list("tf")),
+    "int": (r"[-+]?(0|[1-9][0-9]{0,18})", list("-+0123456789")),
+    "float": (r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?(?<=[0-9.])([eE][-+]?[0-9]+)?", list("-+.0123456789")),
 }
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML without surprises: no doubled key, no alias, no object, and numbers as a reader expects them."""
+    """YAML without surprises: no doubled key, no alias, no tag, and numbers as a reader expects them."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise yaml.constructor.ConstructorError(None, None, "aliases and tags are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+                what = (
+                    f"key {key.value!r} is given twice" if isinstance(key, yaml.ScalarNode) else "a key must be a name"
+                )
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-for _tag, (_pattern, _first) in YAML_NUMBERS.items():
-    StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+class StrictDumper(yaml.SafeDumper):
+    """Writes what StrictLoader, and any other YAML reader, reads back as it was."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {
+        k: [*v] for k, v in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, (_pattern, _first) in YAML_SCALARS.items():
+    for _class in (StrictLoader, StrictDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def parse_command_line(config_class, argv: list[str], description: str):
@@ -85,17 +96,24 @@ def parse_command_line(config_class, argv: list[str], description: str):
         description=description, epilog=describe(config_class), formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--config FILE] [flags] [section.key=value ...]", allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--config", help="YAML recipe; the knobs below say what it may hold")
+    parser.add_argument(
+        "--config", action="append", default=[], help="YAML recipe; the knobs below say what it may hold"
+    )
     for key, knob in knobs(config_class).items():
         if knob.flag and knob.hint is bool:
-            parser.add_argument(knob.flag, dest=key, action="store_const", const="true", help=knob.meaning)
+            parser.add_argument(knob.flag, dest=key, action="append_const", const="true", help=knob.meaning)
         elif knob.flag:
             count = {"nargs": "+"} if typing.get_origin(knob.hint) is tuple else {}
-            parser.add_argument(knob.flag, dest=key, metavar="VALUE", help=knob.meaning, **count)
+            parser.add_argument(knob.flag, dest=key, metavar="VALUE", action="append", help=knob.meaning, **count)
     arguments = vars(parser.parse_args([word for word in argv if not OVERRIDE.match(word)]))
-    values = read_yaml(arguments.pop("config"))
+    files = arguments.pop("config")
+    if len(files) > 1:
+        raise UserError(
+            f"command line: --config is given twice ({', '.join(files)}); a `base:` in one can name the other"
+        )
+    values = read_yaml(files[0]) if files else {}
     given = [word.partition("=")[::2] for word in overrides]
-    given += [(key, text) for key, text in arguments.items() if text is not None]
+    given += [(key, text) for key, texts in arguments.items() for text in texts or ()]
     for key, text in given:
         if (key, "command line") in [(known, origin) for known, (_, origin) in values.items()]:
             raise UserError(f"command line: {key} is given twice; give it once")
@@ -110,20 +128,18 @@ class CommandLineText(str):
     def value(self):
         try:
             return yaml.load(self, Loader=StrictLoader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return str(self)
 
 
-def read_yaml(path: str | None, seen: tuple[str, ...] = ()) -> Values:
+def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
     """The values of a YAML file and its bases, each with the file it came from."""
-    if path is None:
-        return {}
     if os.path.abspath(path) in seen:
         raise UserError(f"{path}: base: leads back to this file; remove one of the base: lines")
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read this config ({error}); configs/ holds some to start from") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not a config: {error}") from error
@@ -136,8 +152,8 @@ def read_yaml(path: str | None, seen: tuple[str, ...] = ()) -> Values:
             raise UserError(f"{path}: base = {base!r}: must be the name of one YAML file")
         values = read_yaml(os.path.join(os.path.dirname(path), base), (*seen, os.path.abspath(path)))
     for section, keys in content.items():
-        if not isinstance(keys, dict):
-            raise UserError(f"{path}: {section} = {keys!r}: must be a section, as in `{section}: {{key: value}}`")
+        if not isinstance(keys, dict) or not keys:
+            raise UserError(f"{path}: {section} = {show(keys)}: must be a section, as in `{section}: {{key: value}}`")
         values |= {f"{section}.{key}": (value, path) for key, value in keys.items()}
     return values
 
@@ -184,6 +200,11 @@ def to_dict(config) -> dict:
     }
 
 
+def to_yaml(config: dict) -> str:
+    """What `to_dict` gave as YAML that `read_yaml` reads back."""
+    return yaml.dump(config, Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
+
+
 @functools.cache
 def knobs(config_class) -> dict[str, Knob]:
     """Every knob as `section.key`."""
@@ -214,8 +235,8 @@ def convert(value, hint):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        if kind is float and value != value:
-            raise ValueError("must be a number, not NaN")
+        if kind is float and not math.isfinite(value):
+            raise ValueError("must be a finite number")
         return kind(value)
     due = {
         str: "text (quoted if it looks like a number)",

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy
 import torch
 import torchvision
-import yaml
 
 from utils.checkpoint import Checkpoints, read_checkpoint
+from utils.config import to_yaml
 from utils.errors import UserError
 
 
@@ -85,8 +85,7 @@ def write_config(folder: Path, config: dict) -> None:
     """config.yaml: itself a config, with the provenance in comments above it."""
     folder.mkdir(parents=True, exist_ok=True)
     header = "".join(f"# {key}: {value}\n" for key, value in provenance().items())
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(header + text, encoding="utf-8")
+    (folder / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
 
 
 def write_json(path: Path, content: dict) -> None:
