@@ -29,7 +29,7 @@ from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.evaluation import evaluate, share_of_rank, table
 from utils.loop import train
-from utils.run import STOPPED, Run, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.run import STOPPED, Run, build_state, learning_rate_of, open_log, open_run, place, resume_state
 from utils.seeding import keyed_torch
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     completed = resume_state(config, run, state, FREE_TO_CHANGE)
 
     log = open_log(config, run, completed, plan.total_steps, f"finetuning {config.model.name} on {len(folder)} images")
-    batches = iter(training_batches(config, folder, plan, completed, loader_workers(config, run), run.world.device))
+    batches = iter(training_batches(config, folder, plan, completed, run))
     content = {"config": to_dict(config), "classes": folder.classes}
     for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
         done = train(
@@ -81,9 +81,7 @@ def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | No
     return [range(start, end) for start, end in zip([completed, *ends], ends, strict=False)]
 
 
-def training_batches(
-    config: FinetuneConfig, folder: ImageFolder, plan: BatchPlan, completed: int, workers: int, device
-):
+def training_batches(config: FinetuneConfig, folder: ImageFolder, plan: BatchPlan, completed: int, run: Run):
     """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, class numbers (B,)."""
     d = config.data
     augment = (d.rand_augment_ops, d.rand_augment_magnitude, d.rand_augment_bins)
@@ -91,7 +89,7 @@ def training_batches(
         d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation, augment
     )
     samples = LabelledSamples(folder, transform, config.run.seed)
-    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), workers, device)
+    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), run.workers, run.world.device)
 
 
 def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, device):
@@ -116,7 +114,7 @@ def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder,
     d = config.data
     samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
     mine = share_of_rank(len(folder), run.world, d.val_batch_size)
-    batches = batch_loader(samples, mine, loader_workers(config, run), run.world.device)
+    batches = batch_loader(samples, mine, run.workers, run.world.device)
     normalize = Normalizer(d.mean, d.std, run.world.device)
     rows = evaluate(
         model, batches, lambda images: normalize(unit_float(images)), d.val_resize_size, len(folder), run.world
@@ -140,7 +138,8 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
     model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
     run.say(str(load_weights(model, weights_of(saved, path, config.run.use_ema), path)))
-    rows = evaluate_model(config, run, model.to(run.world.device), folder, "ema" if config.run.use_ema else "model")
+    model = place(model, run.world.device, config.model.channels_last)
+    rows = evaluate_model(config, run, model, folder, "ema" if config.run.use_ema else "model")
     run.say(table(rows))
     run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], "results": rows})
     return 0

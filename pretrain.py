@@ -24,7 +24,7 @@ from models.weights import start_from
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.loop import train
-from utils.run import STOPPED, build_state, learning_rate_of, loader_workers, open_log, open_run, resume_state
+from utils.run import STOPPED, Run, build_state, learning_rate_of, open_log, open_run, resume_state
 from utils.seeding import keyed_torch
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     completed = resume_state(config, run, state, FREE_TO_CHANGE)
 
     log = open_log(config, run, completed, plan.total_steps, f"pretraining {config.model.name} on {len(folder)} images")
-    batches = training_batches(config, folder, plan, completed, loader_workers(config, run), run.world.device)
+    batches = training_batches(config, folder, plan, completed, run)
     done = train(
         state, iter(batches), pretraining_loss(config, run.world.device),
         learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
@@ -60,14 +60,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def training_batches(
-    config: PretrainConfig, folder: ImageFolder, plan: BatchPlan, completed: int, workers: int, device
-):
+def training_batches(config: PretrainConfig, folder: ImageFolder, plan: BatchPlan, completed: int, run: Run):
     """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, keep_low (B,) bool."""
     d = config.data
     transform = train_transform(d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation)
     samples = PretrainingSamples(folder, transform, config.run.seed, config.filter.low_pass_probability)
-    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), workers, device)
+    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), run.workers, run.world.device)
 
 
 def pretraining_loss(config: PretrainConfig, device):

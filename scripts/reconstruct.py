@@ -1,4 +1,4 @@
-"""A figure of what a pretrained network makes of filtered images: original | filtered | prediction, both filter kinds.
+"""What a pretrained network makes of filtered images: original | filtered | prediction | completed, both filter kinds.
 
 python scripts/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output reconstruction.png
 """
@@ -31,6 +31,9 @@ from utils.errors import UserError
 def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Columns of the figure, each (B, 1 or 3, S, S) in [0, 1].
 
+    The loss asks for the removed frequencies only, so a bare prediction may hold anything at the kept ones; "completed"
+    is what the method is about: the kept frequencies of the target and the predicted ones.
+
     Args:
         checkpoint: a pretraining checkpoint; its config says how images are normalised and filtered.
         images: (B, 3, S, S) uint8, S as in training.
@@ -46,6 +49,8 @@ def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor
     mean, std = normalize.mean, normalize.std
     if config.loss.target == "gray":
         mean, std = grayscale(mean[None])[0], grayscale(std[None])[0]
+    target = grayscale(normalize(unit_float(images))) if config.loss.target == "gray" else normalize(unit_float(images))
+    plain_filter = FrequencyFilter(f.radius, f.outer_radius)
     columns = {"original": unit_float(images)}
     for name, keep in (("low-pass", True), ("high-pass", False)):
         keep_low = torch.full((len(images),), keep)
@@ -53,8 +58,11 @@ def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor
             filtered = frequency_filter(normalize(unit_float(images)), keep_low)
         else:
             filtered = normalize(frequency_filter(unit_float(images), keep_low))
-        columns[f"{name} input"] = normalize.undo(filtered)
-        columns[f"prediction from {name}"] = model(filtered) * std + mean
+        predicted = model(filtered)
+        completed = plain_filter(target, keep_low) + plain_filter(predicted, ~keep_low)
+        columns["input\n" + name] = normalize.undo(filtered)
+        columns["prediction\n" + name] = predicted * std + mean
+        columns["completed\n" + name] = completed * std + mean
     return {name: column.clamp(0, 1) for name, column in columns.items()}
 
 

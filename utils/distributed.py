@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -128,18 +129,26 @@ def shield_worker(worker: int) -> None:
 
 
 def run_entry(main, argv: list[str]) -> None:
-    """Run an entry point: a user's error is one line without traceback and exit code 2, on the rank that met it."""
+    """Run an entry point. A user's error is one line without traceback and exit code 2, on the rank that met it.
+
+    A failed rank leaves at once: a clean-up could wait for other ranks, or for loader workers, which ignore SIGTERM but
+    die with their rank. torchrun then ends the other ranks and names the first failure in its summary.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         code = main(argv)
-    except UserError as error:
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if not dist.is_initialized() and rank > 0:
-            time.sleep(3)  # every rank met this one; rank 0 shows it, and torchrun ends all when the first one ends
+    except Exception as error:
+        if isinstance(error, UserError) and rank > 0 and not dist.is_initialized():
+            time.sleep(3)  # every rank met this one before they joined; rank 0 shows it
             os._exit(2)
-        # Through a loader worker the message arrives with the worker's traceback before it.
-        text = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
-        print(f"[rank {rank}] error: {text}" if size > 1 else f"error: {text}", file=sys.stderr, flush=True)
-        os._exit(2)  # no clean-up that could wait for other ranks
+        if isinstance(error, UserError):
+            # Through a loader worker the message arrives with the worker's traceback before it.
+            text = "error: " + str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
+        else:
+            text = traceback.format_exc()
+        print(f"[rank {rank}] {text}" if size > 1 else text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
     if dist.is_initialized():
         dist.barrier()  # a rank that ended first would have torchrun stop one still writing
         dist.destroy_process_group()

@@ -50,6 +50,7 @@ class Run:
     output: Path
     checkpoints: Checkpoints
     resume: Path | None
+    workers: int  # loader processes of a rank
     stop: StopRequest = field(default_factory=StopRequest)
     began: float = field(default_factory=time.monotonic)
 
@@ -73,7 +74,8 @@ def open_run(config) -> Run:
     output = Path(config.run.output_dir)
     checkpoints = Checkpoints(output / "checkpoints", **asdict(config.checkpoint))
     resume = find_resume(checkpoints, config.run.resume) if world.rank == 0 else None
-    return Run(world, dtype, output, checkpoints, world.from_rank_0(resume))
+    workers = world.cores_of_a_rank() if config.data.workers is None else config.data.workers
+    return Run(world, dtype, output, checkpoints, world.from_rank_0(resume), workers)
 
 
 def build_state(config, run: Run, model: nn.Module) -> TrainingState:
@@ -82,11 +84,14 @@ def build_state(config, run: Run, model: nn.Module) -> TrainingState:
         if run.world.device.type == "cpu":
             raise UserError("model.sync_batch_norm = true: torch has it for GPUs only; set it to false")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    model = model.to(run.world.device, memory_format=layout)
+    model = place(model, run.world.device, config.model.channels_last)
     how = config.optimizer
     optimizer = adamw(model, how.learning_rate, how.betas, how.weight_decay, how.weight_decay_on)
     return TrainingState.make(model, optimizer, run.world, run.dtype, how.clip_grad_norm, how.ema_decay)
+
+
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    return model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def resume_state(config, run: Run, state: TrainingState, free_keys: frozenset[str]) -> int:
@@ -118,7 +123,3 @@ def learning_rate_of(config, steps_per_epoch: int):
     return partial(
         learning_rate, steps_per_epoch=steps_per_epoch, peak=config.optimizer.learning_rate, **asdict(config.schedule)
     )
-
-
-def loader_workers(config, run: Run) -> int:
-    return run.world.cores_of_a_rank() if config.data.workers is None else config.data.workers

@@ -1,0 +1,229 @@
+"""pretrain.py and finetune.py as a person runs them: torchrun, checkpoints, resuming, stopping, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+import pretrain
+from tests.helpers import image_folder
+from tests.launch import FINETUNE, PRETRAIN, overriding, start_torchrun, torchrun
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+BATCH = ["--batch-size", "8", "train.images_per_device=4"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A data set of 27 training images (3 steps of 8, a tail of 3) and 9 validation images in 3 classes."""
+    root = tmp_path_factory.mktemp("images")
+    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
+    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
+    return root
+
+
+def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
+    """The entry point in this process."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        batch = [] if "--batch-size" in more else BATCH
+        return main([*overriding([*words, *batch], *more), "--data-path", str(images), "--output-dir", str(output)])
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def log_lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_state(expected: Path, got: Path) -> None:
+    """Weights, moments, averages and step of two checkpoints agree bit for bit."""
+    expected, got = read_checkpoint(expected), read_checkpoint(got)
+
+    def compare(a, b, where):
+        assert type(a) is type(b), where
+        if isinstance(a, dict):
+            assert a.keys() == b.keys(), where
+            for key in a:
+                compare(a[key], b[key], f"{where}.{key}")
+        elif isinstance(a, list):
+            assert len(a) == len(b), where
+            for number, pair in enumerate(zip(a, b, strict=True)):
+                compare(*pair, f"{where}.{number}")
+        else:
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+    for key in ("model", "optimizer", "scaler", "ema", "step"):
+        compare(expected[key], got[key], key)
+
+
+TIMES = {"time", "images_per_second", "data_wait_share"}
+
+
+def mathematics(output: Path) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in log_lines(output)]
+
+
+def test_pretrain_finetune_and_evaluate_on_two_ranks(images, tmp_path):
+    """The README's three commands under torchrun, small."""
+    data = ["--data-path", str(images), *BATCH]
+    code, told = torchrun(2, "pretrain.py", *PRETRAIN, *data, "--epochs", "1", "--output-dir", str(tmp_path / "mfm"))
+    assert code == 0, told
+    assert [line["step"] for line in log_lines(tmp_path / "mfm")] == [1, 2, 3]
+    checkpoint = tmp_path / "mfm/checkpoints/last.pt"
+    assert os.readlink(checkpoint) == "step_00000003.pt"
+
+    words = ["--weights", str(checkpoint), "--output-dir", str(tmp_path / "bce")]
+    code, told = torchrun(2, "finetune.py", *FINETUNE, *data, "--epochs", "1", "--val-resize-size", "32", *words)
+    assert code == 0, told
+    assert "120 tensors matched, 2 (decoder.0.weight, decoder.0.bias) of the file left over, 2 (fc.weight" in told
+
+    sizes = ["--eval-only", "--val-resize-size", "32", "36", "40"]
+    words = ["--weights", str(tmp_path / "bce/checkpoints/last.pt"), "--output-dir", str(tmp_path / "bce")]
+    code, told = torchrun(2, "finetune.py", *FINETUNE, *sizes, "--data-path", str(images), *words)
+    assert code == 0, told
+    assert [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][1:] == ["32", "36", "40"]
+    trained = json.loads((tmp_path / "bce/result.json").read_text())["results"]
+    evaluated = json.loads((tmp_path / "bce/evaluation.json").read_text())["results"]
+    assert [row["images"] for row in evaluated] == [9, 9, 9]
+    assert evaluated[0] == trained[0]
+
+
+@pytest.mark.parametrize("main, words", [(pretrain.main, PRETRAIN), (finetune.main, FINETUNE)])
+def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_path):
+    """Bit for bit: with accumulation, EMA, mixing and augmentation, and another number of workers after resuming."""
+    more = ["--epochs", "2", "optimizer.ema_decay=0.9", "checkpoint.every_steps=1", "checkpoint.keep=9"]
+    if main is finetune.main:
+        more += ["data.mixup_alpha=0.1", "data.cutmix_alpha=1", "data.rand_augment_ops=2", "--val-resize-size", "32"]
+    assert run(main, words, images, tmp_path / "whole", *more) == 0
+    part = tmp_path / "part"
+    (part / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole/checkpoints/step_00000002.pt", part / "checkpoints")
+    lines = (tmp_path / "whole/log.jsonl").read_text().splitlines(keepends=True)
+    (part / "log.jsonl").write_text("".join(lines[:4]) + '{"step": 5, "lo')  # a later line, and one cut short
+    assert run(main, words, images, part, *more, "--resume", "auto", "data.workers=2") == 0
+    assert_same_state(tmp_path / "whole/checkpoints/last.pt", part / "checkpoints/last.pt")
+    assert mathematics(part) == mathematics(tmp_path / "whole")
+    if main is finetune.main:
+        results = [json.loads((tmp_path / name / "result.json").read_text())["results"] for name in ("whole", "part")]
+        assert results[0] == results[1] and {row["weights"] for row in results[0]} == {"model", "ema"}
+
+
+def test_asked_to_stop_two_ranks_save_and_continue_exactly(images, tmp_path):
+    """SIGTERM to torchrun in the middle, as a scheduler sends it."""
+    words = [*PRETRAIN, *BATCH, "--data-path", str(images), "--epochs", "20"]
+    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(tmp_path / "whole"))
+    assert code == 0, told
+    output = tmp_path / "part"
+    process = start_torchrun(2, "pretrain.py", *words, "--output-dir", str(output))
+    while process.poll() is None and not (output / "log.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    assert "stopped on request after step" in told, told
+    assert read_checkpoint(output / "checkpoints/last.pt")["step"] < 60
+    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(output), "--resume", "auto")
+    assert code == 0 and "resuming after step" in told, told
+    assert_same_state(tmp_path / "whole/checkpoints/last.pt", output / "checkpoints/last.pt")
+    assert mathematics(output) == mathematics(tmp_path / "whole")
+
+
+def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
+    """A file that one rank meets and the other does not."""
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    (broken / "train/bee/4.png").write_bytes(b"\x89PNG\r\n\x1a\n, the rest is missing")
+    words = [*PRETRAIN, *BATCH, "--data-path", str(broken), "--output-dir", str(tmp_path / "out"), "--epochs", "3"]
+    code, told = torchrun(2, "pretrain.py", *overriding(words, "data.workers=1"))
+    assert code != 0
+    [line] = [line for line in told.splitlines() if "] error: " in line]
+    assert str(broken / "train/bee/4.png") in line and "not a readable image" in line
+
+
+def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(images, tmp_path):
+    more = ["checkpoint.every_steps=1", "checkpoint.keep=20", "--epochs", "4"]
+    with pytest.raises(UserError, match=r"not finite from step (\d+) on"):
+        run(pretrain.main, PRETRAIN, images, tmp_path, *more, "optimizer.learning_rate=1e36")
+    saved = sorted((tmp_path / "checkpoints").glob("step_*.pt"))
+    assert saved and len(saved) < 12
+    for tensor in read_checkpoint(saved[-1])["model"].values():
+        assert tensor.isfinite().all()
+    assert all(line["loss"] == line["loss"] for line in log_lines(tmp_path))
+
+
+def missing_in_val(root):
+    shutil.rmtree(root / "val/bee")
+
+
+def empty_class(root):
+    (root / "train/dog").mkdir()
+
+
+def no_root(root):
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    "main, words, spoil, more, told",
+    [
+        (finetune.main, FINETUNE, missing_in_val, [], "val: its class folders are not those.*missing bee"),
+        (finetune.main, FINETUNE, empty_class, [], "train/dog: this class has no image"),
+        (pretrain.main, PRETRAIN, no_root, [], "train: no such image folder.*--data-path"),
+        (pretrain.main, PRETRAIN, None, ["train.images_per_device=3"], "8: does not divide.*nearest that do: 6 or 9"),
+        (pretrain.main, PRETRAIN, None, ["--batch-size", "32"], "32: more than the 27 training images"),
+        (finetune.main, FINETUNE, None, ["--eval-only", "--weights", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (finetune.main, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: not a torchvision ResNet"),
+        (pretrain.main, PRETRAIN, None, ["model.sync_batch_norm=true"], "sync_batch_norm.*GPUs only"),
+    ],
+)
+def test_bad_input_is_told(main, words, spoil, more, told, images, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    if spoil:
+        spoil(root)
+    with pytest.raises(UserError, match=told):
+        run(main, words, root, tmp_path / "out", *more)
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_weights_that_run_code_or_do_not_fit_are_refused(images, tmp_path):
+    trace = tmp_path / "executed"
+    torch.save({"model": Payload(trace), "config": {}}, tmp_path / "zip.pt")
+    (tmp_path / "legacy.pt").write_bytes(pickle.dumps({"model": Payload(trace)}))
+    for name in ("zip.pt", "legacy.pt"):
+        with pytest.raises(UserError, match=f"{name}: (refused|not a checkpoint)"):
+            run(finetune.main, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / name))
+    assert not trace.exists()
+    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "config": {}}, tmp_path / "shape.pt")
+    with pytest.raises(UserError, match=r"shape.pt: no trunk tensor matches"):
+        run(finetune.main, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / "shape.pt"))
+
+
+def test_an_output_directory_in_use_is_refused_and_left_alone(images, tmp_path):
+    more = ["--epochs", "1"]
+    run(pretrain.main, PRETRAIN, images, tmp_path, *more)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"holds checkpoints of an earlier run \(step_00000003.pt\).*--resume auto"):
+        run(pretrain.main, PRETRAIN, images, tmp_path, *more)
+    with pytest.raises(UserError, match="another config .*filter.radius: 3.0 -> 4.0"):
+        run(pretrain.main, PRETRAIN, images, tmp_path, *more, "--resume", "auto", "filter.radius=4")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,0 +1,125 @@
+"""What must not depend on the number of ranks: gradients, evaluation counts, and the refusal of a step."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+
+from data.folder import ImageFolder
+from data.pixels import Normalizer, unit_float
+from data.samples import EvaluationSamples, batch_loader
+from data.sampling import BatchPlan
+from losses.frequency import MaskedFrequencyLoss
+from models.resnet import masked_frequency_model, resnet
+from tests.helpers import image_folder
+from utils.distributed import World, join
+from utils.evaluation import evaluate, share_of_rank
+from utils.optimizer import adamw
+from utils.training import TrainingState, training_step
+
+BATCH, PER_DEVICE = 8, 2
+
+
+def on_ranks(ranks: int, task, *arguments):
+    """`task(world, *arguments)` on every rank of a gloo job of real processes; rank 0's result."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=rank_main, args=(r, ranks, port, queue, task, arguments)) for r in range(ranks)]
+    for process in processes:
+        process.start()
+    result = queue.get()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return result
+
+
+def rank_main(rank, ranks, port, queue, task, arguments):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    result = task(join("cpu", 1), *arguments)
+    if rank == 0:
+        queue.put(result)
+    torch.distributed.destroy_process_group()
+
+
+def one_step(world: World, poisoned: int | None) -> dict[str, list]:
+    """Gradients, and weights before and after, of a float64 step over all micro-batches, one of them with a NaN."""
+    torch.manual_seed(0)
+    model = masked_frequency_model("resnet18", 1).double()
+    images = torch.randn(BATCH, 3, 32, 32, dtype=torch.float64)
+    keep_low = torch.arange(BATCH) % 3 == 0
+    frequency_loss = MaskedFrequencyLoss(3, reduction="batch")
+    plan = BatchPlan.make(BATCH, BATCH, PER_DEVICE, world.rank, world.size, epochs=1)
+    state = TrainingState.make(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def loss_of(replica, _step, turn, images, keep_low):
+        loss = frequency_loss(replica(images), images.mean(1, keepdim=True), keep_low)
+        return loss * (float("nan") if plan.micro_batch_number(turn) == poisoned else 1), {}
+
+    numbers = [plan.micro_batch_number(turn) for turn in range(plan.accumulation)]
+    cuts = [slice(n * PER_DEVICE, (n + 1) * PER_DEVICE) for n in numbers]
+    metrics = training_step(state, 0, 1e-3, [(images[cut], keep_low[cut]) for cut in cuts], loss_of)
+    unchanged = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    total, count = (world.sum(value.double()) for value in metrics["loss"])
+    return {
+        "gradients": [parameter.grad.numpy() for parameter in model.parameters()],
+        "loss": float(total / count), "unchanged": unchanged, "healthy": state.is_healthy(),
+    }  # fmt: skip
+
+
+def evaluation_rows(world: World, root: str) -> list[dict]:
+    torch.manual_seed(0)
+    model = resnet("resnet18", 3)
+    torch.manual_seed(world.rank)  # running statistics that differ from rank to rank: rank 0's must win
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(torch.rand_like(buffer) * 0.1)
+    folder = ImageFolder(root)
+    batches = batch_loader(
+        EvaluationSamples(folder, (32, 40), 32, "bicubic"), share_of_rank(len(folder), world, 7), 0, world.device
+    )
+    normalize = Normalizer((0.4,) * 3, (0.2,) * 3)
+    return evaluate(model, batches, lambda x: normalize(unit_float(x)), (32, 40), len(folder), world)
+
+
+ONE = World(0, 1, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return one_step(ONE, None)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_times_accumulation_give_one_gradient(alone, ranks):
+    together = on_ranks(ranks, one_step, None)
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+    for expected, got in zip(alone["gradients"], together["gradients"], strict=True):
+        assert abs(expected).max() > 0
+        assert abs(got - expected).max() <= 1e-10 * abs(expected).max()
+
+
+@pytest.mark.parametrize("ranks, poisoned", [(1, 2), (2, 1), (2, 2)])
+def test_a_nan_in_one_micro_batch_of_one_rank_changes_no_weight_on_rank_0(ranks, poisoned):
+    result = one_step(ONE, poisoned) if ranks == 1 else on_ranks(ranks, one_step, poisoned)
+    assert result["unchanged"] and not result["healthy"]
+
+
+def test_evaluation_counts_each_of_103_images_once_on_1_2_and_3_ranks(tmp_path):
+    image_folder(tmp_path, classes=("a", "b"), per_class=34)
+    image_folder(tmp_path, classes=("c",), per_class=35, seed=1)
+    alone = evaluation_rows(ONE, str(tmp_path))
+    assert [row["images"] for row in alone] == [103, 103]
+    for ranks in (2, 3):
+        for expected, got in zip(alone, on_ranks(ranks, evaluation_rows, str(tmp_path)), strict=True):
+            assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+            assert got | {"loss": 0} == expected | {"loss": 0}
