@@ -7,10 +7,12 @@ A config class has sections (dataclasses) of knobs (fields made by `configs.sche
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import functools
 import math
+import operator
 import os
 import re
 import types
@@ -21,22 +23,6 @@ import yaml
 from utils.errors import UserError
 
 Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
-
-
-class Knob(typing.NamedTuple):
-    """A field of a section: its type, its default, and what `configs.schema.knob` says of it."""
-
-    hint: object
-    default: object
-    meaning: str
-    unit: str
-    flag: str | None
-    low: float | None
-    high: float | None
-    above: float | None
-    choices: tuple[str, ...] | None
-
-
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 YAML_SCALARS = {  # nearly YAML 1.2's: in 1.1 `1e-3` is a string, `012` is 10, `1:30` is 90 and `no` is False
     "null": (r"~|null|", ["~", "n", ""]),
@@ -61,9 +47,7 @@ class StrictLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                what = (
-                    f"key {key.value!r} is given twice" if isinstance(key, yaml.ScalarNode) else "a key must be a name"
-                )
+                what = f"key {key.value!r} is given twice, or is not a name"
                 raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -72,9 +56,7 @@ class StrictLoader(yaml.SafeLoader):
 class StrictDumper(yaml.SafeDumper):
     """Writes what StrictLoader, and any other YAML reader, reads back as it was."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {
-        k: [*v] for k, v in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: typing.ClassVar[dict] = copy.deepcopy(yaml.SafeDumper.yaml_implicit_resolvers)
 
 
 for _tag, (_pattern, _first) in YAML_SCALARS.items():
@@ -96,9 +78,7 @@ def parse_command_line(config_class, argv: list[str], description: str):
         description=description, epilog=describe(config_class), formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--config FILE] [flags] [section.key=value ...]", allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument(
-        "--config", action="append", default=[], help="YAML recipe; the knobs below say what it may hold"
-    )
+    parser.add_argument("--config", action="append", default=[], help="YAML recipe, holding knobs listed below")
     for key, knob in knobs(config_class).items():
         if knob.flag and knob.hint is bool:
             parser.add_argument(knob.flag, dest=key, action="append_const", const="true", help=knob.meaning)
@@ -108,9 +88,7 @@ def parse_command_line(config_class, argv: list[str], description: str):
     arguments = vars(parser.parse_args([word for word in argv if not OVERRIDE.match(word)]))
     files = arguments.pop("config")
     if len(files) > 1:
-        raise UserError(
-            f"command line: --config is given twice ({', '.join(files)}); a `base:` in one can name the other"
-        )
+        raise UserError(f"command line: --config is given twice ({', '.join(files)}); a `base:` can join two")
     values = read_yaml(files[0]) if files else {}
     given = [word.partition("=")[::2] for word in overrides]
     given += [(key, text) for key, texts in arguments.items() for text in texts or ()]
@@ -171,15 +149,13 @@ def build(config_class, values: Values):
         except ValueError as error:
             wrong.append(f"{origin}: {key} = {show(value)}: {error} ({known[key].meaning})")
     if not wrong:
-        sections = {
-            section.name: type(section.default)(
-                **{key.split(".")[1]: value for key, value in converted.items() if key.startswith(section.name + ".")}
-            )
-            for section in dataclasses.fields(config_class)
-        }
-        config = config_class(**sections)
+        config = config_class()
+        for key, value in converted.items():
+            section, name = key.split(".")
+            changed = dataclasses.replace(getattr(config, section), **{name: value})
+            config = dataclasses.replace(config, **{section: changed})
         for key, what in config.problems():
-            value = show(getattr(sections[key.split(".")[0]], key.split(".")[1]))
+            value = show(operator.attrgetter(key)(config))
             wrong.append(f"{values.get(key, (None, 'default'))[1]}: {key} = {value}: {what}")
     if wrong:
         raise UserError("\n".join(wrong))
@@ -206,13 +182,14 @@ def to_yaml(config: dict) -> str:
 
 
 @functools.cache
-def knobs(config_class) -> dict[str, Knob]:
-    """Every knob as `section.key`."""
+def knobs(config_class) -> dict[str, types.SimpleNamespace]:
+    """Every knob as `section.key`: its type (hint), its default, and what `configs.schema.knob` says of it."""
     found = {}
     for section in dataclasses.fields(config_class):
         hints = typing.get_type_hints(type(section.default))
         for field in dataclasses.fields(section.default):
-            found[f"{section.name}.{field.name}"] = Knob(hints[field.name], field.default, **field.metadata)
+            knob = types.SimpleNamespace(hint=hints[field.name], default=field.default, **field.metadata)
+            found[f"{section.name}.{field.name}"] = knob
     return found
 
 
@@ -238,36 +215,28 @@ def convert(value, hint):
         if kind is float and not math.isfinite(value):
             raise ValueError("must be a finite number")
         return kind(value)
-    due = {
-        str: "text (quoted if it looks like a number)",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-    }
+    due = {str: "text (quoted if like a number)", int: "a whole number", float: "a number", bool: "true or false"}
     raise ValueError(f"must be {due[kind]}" + (" or null" if type(None) in options else ""))
 
 
-def check_limits(value, knob: Knob) -> None:
+def check_limits(value, knob) -> None:
     """Raise ValueError if a number, or a member of a tuple, lies outside a knob's limits."""
-    for item in value if isinstance(value, tuple) else (value,):
-        if item is None:
-            continue
-        inside = (
-            (knob.choices is None or item in knob.choices)
-            and (knob.low is None or item >= knob.low)
-            and (knob.high is None or item <= knob.high)
-            and (knob.above is None or item > knob.above)
-        )
-        if not inside:
-            near = f"; nearest: {nearest(item, knob.choices)}" if knob.choices else ""
-            raise ValueError(f"must be {limits_text(knob)}{near}")
+    for item in () if value is None else value if isinstance(value, tuple) else (value,):
+        if knob.choices and item not in knob.choices:
+            raise ValueError(f"must be {limits_text(knob)}; nearest: {nearest(item, knob.choices)}")
+        if not all(holds(item, limit) for _, holds, limit in numeric_limits(knob)):
+            raise ValueError(f"must be {limits_text(knob)}")
 
 
-def limits_text(knob: Knob) -> str:
+def numeric_limits(knob) -> list:
+    limits = (("≥", operator.ge, knob.low), (">", operator.gt, knob.above), ("≤", operator.le, knob.high))
+    return [limit for limit in limits if limit[2] is not None]
+
+
+def limits_text(knob) -> str:
     if knob.choices:
         return "one of " + ", ".join(knob.choices)
-    signs = (("≥", knob.low), (">", knob.above), ("≤", knob.high))
-    return " and ".join(f"{sign} {limit:g}" for sign, limit in signs if limit is not None)
+    return " and ".join(f"{sign} {limit:g}" for sign, _, limit in numeric_limits(knob))
 
 
 def nearest(word, known) -> str:
@@ -290,8 +259,6 @@ def describe(config_class) -> str:
     lines = ["every knob, as section.key=value on the command line or `section: {key: value}` in YAML:"]
     for key, knob in knobs(config_class).items():
         about = [text for text in (knob.unit, limits_text(knob), knob.flag) if text]
-        lines += [
-            f"  {key} = {show(knob.default)}",
-            f"      {knob.meaning}" + (f" ({'; '.join(about)})" if about else ""),
-        ]
+        lines.append(f"  {key} = {show(knob.default)}")
+        lines.append(f"      {knob.meaning}" + (f" ({'; '.join(about)})" if about else ""))
     return "\n".join(lines)
