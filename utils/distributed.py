@@ -50,7 +50,7 @@ class World:
                 dist.broadcast(tensor, src=0)
 
     def cores_of_a_rank(self) -> int:
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, available_cores() // self.local_size)
 
 
 def join(device: str, timeout_minutes: float) -> World:
@@ -66,7 +66,7 @@ def join(device: str, timeout_minutes: float) -> World:
         die_with_parent(signal.SIGKILL)
     chosen = choose_device(device, local_rank, local_size)
     if chosen.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, available_cores() // local_size))
     else:
         torch.cuda.set_device(chosen)
     if size > 1:
@@ -77,6 +77,10 @@ def join(device: str, timeout_minutes: float) -> World:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, local_size, chosen)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(device: str, local_rank: int, local_size: int) -> torch.device:

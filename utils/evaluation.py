@@ -45,9 +45,9 @@ def evaluate(
         for size, images in enumerate(crops.to(world.device, non_blocking=True).unbind(1)):
             logits = model(prepare(images)).float()
             right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            counts[size] += torch.stack(
-                [right.new_tensor(len(labels), dtype=torch.int64), right[:, 0].sum(), right.sum()]
-            )
+            counts[size, 0] += len(labels)
+            counts[size, 1] += right[:, 0].sum()
+            counts[size, 2] += right.sum()
             losses[size] += F.cross_entropy(logits, labels, reduction="sum")
     model.train(was_training)
     rows = zip(resize_sizes, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True)

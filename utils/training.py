@@ -48,7 +48,10 @@ class TrainingState:
                 model, device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
+        average = None
+        if ema_decay:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+            average.n_averaged = average.n_averaged.cpu()  # torch reads it at each update, which would wait for a GPU
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         health = torch.zeros(3, dtype=torch.int64, device=device)
         return cls(model, replica, optimizer, scaler, average, dtype, clip_grad_norm or float("inf"), health)
