@@ -112,7 +112,8 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_pa
     shutil.copy(tmp_path / "whole/checkpoints/step_00000002.pt", part / "checkpoints")
     lines = (tmp_path / "whole/log.jsonl").read_text().splitlines(keepends=True)
     (part / "log.jsonl").write_text("".join(lines[:4]) + '{"step": 5, "lo')  # a later line, and one cut short
-    assert run(main, words, images, part, *more, "--resume", "auto", "data.workers=2") == 0
+    where = "auto" if main is finetune.main else str(tmp_path / "whole/checkpoints/step_00000002.pt")
+    assert run(main, words, images, part, *more, "--resume", where, "data.workers=2") == 0
     assert_same_state(tmp_path / "whole/checkpoints/last.pt", part / "checkpoints/last.pt")
     assert mathematics(part) == mathematics(tmp_path / "whole")
     if main is finetune.main:
@@ -120,23 +121,51 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_pa
         assert results[0] == results[1] and {row["weights"] for row in results[0]} == {"model", "ema"}
 
 
-def test_asked_to_stop_two_ranks_save_and_continue_exactly(images, tmp_path):
-    """SIGTERM to torchrun in the middle, as a scheduler sends it."""
-    words = [*PRETRAIN, *BATCH, "--data-path", str(images), "--epochs", "20"]
-    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def uninterrupted(images, tmp_path_factory):
+    """Twelve epochs on two ranks with loader workers: its words, and its folder."""
+    more = ["data.workers=1", "checkpoint.every_steps=4", "--epochs", "12"]
+    words = [*overriding(PRETRAIN, *more), *BATCH, "--data-path", str(images)]
+    output = tmp_path_factory.mktemp("uninterrupted")
+    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(output))
     assert code == 0, told
+    return words, output
+
+
+def processes_of(output: Path) -> list[int]:
+    """Every process that names the folder on its command line: launcher, ranks, loader workers."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(output) in (place / "cmdline").read_text() and "State:\tZ" not in (place / "status").read_text():
+                found.append(int(place.name))
+        except OSError:
+            pass  # it ended while we looked
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_ranks_whose_launcher_is_stopped_or_killed_leave_no_orphan_and_continue_exactly(
+    number, uninterrupted, tmp_path
+):
+    words, whole = uninterrupted
     output = tmp_path / "part"
     process = start_torchrun(2, "pretrain.py", *words, "--output-dir", str(output))
-    while process.poll() is None and not (output / "log.jsonl").exists():
+    while process.poll() is None and not (output / "checkpoints/last.pt").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    assert len(processes_of(output)) == 5  # launcher, two ranks, a loader worker each
+    process.send_signal(number)
     told, _ = process.communicate(timeout=60)
-    assert "stopped on request after step" in told, told
-    assert read_checkpoint(output / "checkpoints/last.pt")["step"] < 60
+    deadline = time.monotonic() + 30
+    while processes_of(output) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(output) == []
+    assert ("stopped on request after step" in told) == (number == signal.SIGTERM), told
+    assert read_checkpoint(output / "checkpoints/last.pt")["step"] < 36
     code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(output), "--resume", "auto")
     assert code == 0 and "resuming after step" in told, told
-    assert_same_state(tmp_path / "whole/checkpoints/last.pt", output / "checkpoints/last.pt")
-    assert mathematics(output) == mathematics(tmp_path / "whole")
+    assert_same_state(whole / "checkpoints/last.pt", output / "checkpoints/last.pt")
+    assert mathematics(output) == mathematics(whole)
 
 
 def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):

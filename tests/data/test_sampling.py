@@ -136,7 +136,12 @@ CPU = torch.device("cpu")
 
 
 def loaded(samples, keys, workers):
-    return [torch.cat(parts) for parts in zip(*batch_loader(samples, keys, workers, CPU), strict=True)]
+    batches = iter(batch_loader(samples, keys, workers, CPU))
+    try:
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    finally:
+        if workers:
+            batches._shutdown_workers()  # after an error they would stay, ignore SIGTERM and keep pytest from ending
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
