@@ -7,8 +7,6 @@
     python finetune.py --help                                         # every knob
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +26,8 @@ from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.evaluation import evaluate, share_of_rank, table
-from utils.loop import train
-from utils.run import STOPPED, Run, build_state, learning_rate_of, open_log, open_run, place, resume_state
+from utils.loop import STOPPED, train
+from utils.run import Run, build_state, learning_rate_of, open_log, open_run, place, resolved, resume_state
 from utils.seeding import keyed_torch
 
 
@@ -44,18 +42,18 @@ def main(argv: list[str]) -> int:
         len(folder), config.train.batch_size, config.train.images_per_device,
         run.world.rank, run.world.size, config.schedule.epochs,
     )  # fmt: skip
-    config = replace(config, train=replace(config.train, images_per_device=plan.images_per_device))
+    config = resolved(config, plan.images_per_device, run.dtype)
 
     with keyed_torch(config.run.seed, "initialisation"):
         model = resnet(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
     if config.run.weights and not run.resume:
         run.say(start_from(model, config.run.weights, config.run.use_ema, config.data.mean, config.data.std))
     state = build_state(config, run, model)
-    completed = resume_state(config, run, state, FREE_TO_CHANGE)
+    content = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
+    completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
 
     log = open_log(config, run, completed, plan.total_steps, f"finetuning {config.model.name} on {len(folder)} images")
     batches = iter(training_batches(config, folder, plan, completed, run))
-    content = {"config": to_dict(config), "classes": folder.classes}
     for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
         done = train(
             state, batches, finetuning_loss(config, plan, len(folder.classes), run.world.device),
@@ -74,10 +72,10 @@ def main(argv: list[str]) -> int:
 
 
 def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | None) -> list[range]:
-    """The steps still to take, cut where an evaluation is due; the last one always is."""
+    """The steps still to take, cut where an evaluation is due, as it is now if we stand at a cut."""
     interval = plan.total_steps if every_epochs is None else every_epochs * plan.steps_per_epoch
     ends = [*range(interval, plan.total_steps, interval), plan.total_steps]
-    ends = [end for end in ends if end > completed] or [plan.total_steps]
+    ends = [end for end in ends if end >= completed]
     return [range(start, end) for start, end in zip([completed, *ends], ends, strict=False)]
 
 

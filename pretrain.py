@@ -5,10 +5,7 @@ python pretrain.py --config configs/sample_pretrain.yaml          # one process
 python pretrain.py --help                                         # every knob
 """
 
-from __future__ import annotations
-
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from configs.schema import FREE_TO_CHANGE, PretrainConfig
@@ -23,8 +20,8 @@ from models.resnet import masked_frequency_model
 from models.weights import start_from
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
-from utils.loop import train
-from utils.run import STOPPED, Run, build_state, learning_rate_of, open_log, open_run, resume_state
+from utils.loop import STOPPED, train
+from utils.run import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
 from utils.seeding import keyed_torch
 
 
@@ -36,7 +33,7 @@ def main(argv: list[str]) -> int:
         len(folder), config.train.batch_size, config.train.images_per_device,
         run.world.rank, run.world.size, config.schedule.epochs,
     )  # fmt: skip
-    config = replace(config, train=replace(config.train, images_per_device=plan.images_per_device))
+    config = resolved(config, plan.images_per_device, run.dtype)
 
     with keyed_torch(config.run.seed, "initialisation"):
         channels = 1 if config.loss.target == "gray" else 3
@@ -44,14 +41,18 @@ def main(argv: list[str]) -> int:
     if config.run.weights and not run.resume:
         run.say(start_from(model, config.run.weights, config.run.use_ema))
     state = build_state(config, run, model)
-    completed = resume_state(config, run, state, FREE_TO_CHANGE)
+    content = {"config": to_dict(config), "images": len(folder)}
+    completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
+    if completed == plan.total_steps:
+        run.say(f"{run.output}: finished already")
+        return 0
 
     log = open_log(config, run, completed, plan.total_steps, f"pretraining {config.model.name} on {len(folder)} images")
     batches = training_batches(config, folder, plan, completed, run)
     done = train(
         state, iter(batches), pretraining_loss(config, run.world.device),
         learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
-        run, log, {"config": to_dict(config)},
+        run, log, content,
     )  # fmt: skip
     log.close()
     if done < plan.total_steps:

@@ -4,8 +4,6 @@ A knob is `section.key` in a YAML and on the command line (`python pretrain.py o
 Fields with a `flag` have a shorter spelling too. utils/config.py reads YAML into these classes and checks each value.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, fields
 
@@ -18,7 +16,7 @@ def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "flag": flag, **limits})
 
 
-# What may differ when a run is resumed: it leaves what is computed alone.
+# What may differ when a run is resumed: where it runs and what it leaves behind, not its recipe.
 FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
     run.eval_only run.evaluate_every_epochs data.data_path data.workers data.val_batch_size data.val_resize_size
@@ -197,8 +195,8 @@ class PretrainConfig:
         found = section_problems(self)
         size, radius, outer = self.data.train_crop_size, self.filter.radius, self.filter.outer_radius
         if size % 32:
-            near = " or ".join(str(n) for n in (size - size % 32, size - size % 32 + 32) if n)
-            found.append(("data.train_crop_size", f"must be a multiple of the trunk's stride 32: {near}"))
+            below = size // 32 * 32 or 32
+            found.append(("data.train_crop_size", f"must be a multiple of the stride 32: {below} or {below + 32}"))
         # With an outer radius the high side is the ring between the two, which may hold no bin at all.
         limit = math.inf if outer is None else outer**2
         half = size // 2

@@ -1,7 +1,5 @@
 """Files into RGB images. The one place that decodes, so that another decoder is a change of one function."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A folder of images, one folder a class, as a compact index."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Removing low or high frequencies of an image (arXiv 2206.07706, section 3.2)."""
 
-from __future__ import annotations
-
 import torch
 
 from utils.precision import full_precision

@@ -1,7 +1,5 @@
 """Crops and resizes of uint8 images, (3, H, W) in and out, all from torchvision and always antialiased."""
 
-from __future__ import annotations
-
 import torch
 from torchvision.transforms import InterpolationMode, v2
 

@@ -1,7 +1,5 @@
 """Mixup and cutmix of a micro-batch, by torchvision."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2

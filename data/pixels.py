@@ -1,7 +1,5 @@
 """Pixels on the device: uint8 to [0, 1], and normalisation both ways."""
 
-from __future__ import annotations
-
 import torch
 
 

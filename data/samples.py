@@ -1,7 +1,5 @@
 """Samples as the loader's workers make them: uint8 images, and what belongs to each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Which image when: a pure function of seed and step, whatever the number of ranks, workers and interruptions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +23,19 @@ class BatchPlan:
     epochs: int
 
     @classmethod
-    def make(cls, length, batch_size, images_per_device, rank, world_size, epochs) -> BatchPlan:
+    def make(cls, length, batch_size, images_per_device, rank, world_size, epochs) -> "BatchPlan":
         """Check and fill in: images_per_device None means batch_size / world_size.
 
         Raises: UserError with the nearest batch sizes where something does not divide, or on too few images.
         """
         unit = (images_per_device or 1) * world_size
         if batch_size % unit:
-            near = " or ".join(
-                str(n) for n in (batch_size - batch_size % unit, batch_size - batch_size % unit + unit) if n
-            )
+            below = batch_size // unit * unit or unit
             cause = f"{world_size} ranks" + (f" × {images_per_device} images_per_device" if images_per_device else "")
-            raise UserError(
-                f"train.batch_size = {batch_size}: does not divide into {cause}; the nearest that do: {near}"
-            )
+            near = f"{below} or {below + unit}"
+            raise UserError(f"train.batch_size = {batch_size}: does not divide into {cause}; nearest that do: {near}")
         if length < batch_size:
-            raise UserError(
-                f"train.batch_size = {batch_size}: more than the {length} training images; lower --batch-size"
-            )
+            raise UserError(f"train.batch_size = {batch_size}: more than the {length} training images; lower it")
         return cls(length, batch_size, images_per_device or batch_size // world_size, rank, world_size, epochs)
 
     @property

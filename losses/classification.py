@@ -1,7 +1,5 @@
 """Classification losses on soft targets."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

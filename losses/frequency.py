@@ -1,7 +1,5 @@
 """The masked frequency loss: distance of two spectra where the network saw nothing (arXiv 2206.07706, section 3)."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -1,7 +1,5 @@
 """torchvision ResNets, whole for classification, their trunk with a decoder for pretraining."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Weights from a checkpoint into a model, with an account of every tensor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

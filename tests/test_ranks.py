@@ -58,7 +58,7 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     keep_low = torch.arange(BATCH) % 3 == 0
     frequency_loss = MaskedFrequencyLoss(3, reduction="batch")
     plan = BatchPlan.make(BATCH, BATCH, PER_DEVICE, world.rank, world.size, epochs=1)
-    state = TrainingState.make(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
+    state = TrainingState(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def loss_of(replica, _step, turn, images, keep_low):

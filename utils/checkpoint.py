@@ -1,7 +1,5 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed; read without running what they hold."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
@@ -45,6 +43,12 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """Oldest first."""
         return sorted(path for path in self.folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename checkpoints of more steps, of a branch that is given up, so that nothing takes them for the newest."""
+        for path in self.all():
+            if int(path.stem.removeprefix("step_")) > step:
+                path.rename(path.with_name(path.name + ".abandoned"))
 
     def newest(self) -> Path | None:
         return (self.all() or [None])[-1]

@@ -4,8 +4,6 @@ A config class has sections (dataclasses) of knobs (fields made by `configs.sche
 `section: {key: value}` and at most one `base:`, a file relative to its own whose values it overrides.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import dataclasses
@@ -178,7 +176,7 @@ def to_dict(config) -> dict:
 
 def to_yaml(config: dict) -> str:
     """What `to_dict` gave as YAML that `read_yaml` reads back."""
-    return yaml.dump(config, Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config, Dumper=StrictDumper, sort_keys=False)
 
 
 @functools.cache

@@ -1,7 +1,5 @@
 """Ranks: who am I, which device, and how the ranks of a job agree, wait and die."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
@@ -87,7 +85,7 @@ def choose_device(device: str, local_rank: int, local_size: int) -> torch.device
     count = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and not count):
         return torch.device("cpu")
-    if local_rank >= count:
+    if local_size > count:
         raise UserError(
             f"run.device = {device}: {local_size} ranks on this machine, but {count} CUDA devices; "
             "start torchrun with --nproc_per_node of at most that many, or use run.device=cpu"
@@ -142,14 +140,12 @@ def run_entry(main, argv: list[str]) -> None:
     try:
         code = main(argv)
     except Exception as error:
-        if isinstance(error, UserError) and rank > 0 and not dist.is_initialized():
-            time.sleep(3)  # every rank met this one before they joined; rank 0 shows it
-            os._exit(2)
+        text = traceback.format_exc()
         if isinstance(error, UserError):
             # Through a loader worker the message arrives with the worker's traceback before it.
             text = "error: " + str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
-        else:
-            text = traceback.format_exc()
+            if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+                time.sleep(2)  # what every rank met the machine's first one shows, and torchrun ends us meanwhile
         print(f"[rank {rank}] {text}" if size > 1 else text, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)

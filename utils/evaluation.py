@@ -1,7 +1,5 @@
 """Exact evaluation: every image once, whatever the number of ranks and the batch size, counted in integers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch
@@ -9,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.distributed import World
+from utils.precision import exact_float32
 
 
 def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]:
@@ -18,6 +17,7 @@ def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]
 
 
 @torch.inference_mode()
+@exact_float32()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],

@@ -1,7 +1,5 @@
 """AdamW with weight decay where it is wanted."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

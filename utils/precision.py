@@ -1,7 +1,6 @@
 """Which floating-point format a device is fast in, and the settings that go with it."""
 
-from __future__ import annotations
-
+import contextlib
 import os
 
 import torch
@@ -25,6 +24,19 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """float64 as it is, all else as float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@contextlib.contextmanager
+def exact_float32():
+    """Without TF32, whatever the run trains with."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def set_numerics(dtype: torch.dtype, tf32: bool | None, deterministic: bool) -> None:

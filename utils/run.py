@@ -3,18 +3,15 @@
 The functions take a whole config and use the sections that both kinds have, so the entry files stay one screen long.
 """
 
-from __future__ import annotations
-
-import signal
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from utils.checkpoint import Checkpoints
+from utils.checkpoint import Checkpoints, first_line
 from utils.config import to_dict
 from utils.distributed import World, join
 from utils.errors import UserError
@@ -24,21 +21,6 @@ from utils.run_folder import find_resume, read_resume, write_config, write_json
 from utils.run_log import RunLog
 from utils.schedule import learning_rate
 from utils.training import TrainingState
-
-STOPPED = 75  # exit code after a stop on request: saved, to be continued with --resume auto (EX_TEMPFAIL)
-
-
-class StopRequest:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C instead of ending at once; a second Ctrl-C ends at once."""
-
-    def __init__(self):
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self.note)
-
-    def note(self, _number, _frame) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -51,7 +33,6 @@ class Run:
     checkpoints: Checkpoints
     resume: Path | None
     workers: int  # loader processes of a rank
-    stop: StopRequest = field(default_factory=StopRequest)
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -78,6 +59,12 @@ def open_run(config) -> Run:
     return Run(world, dtype, output, checkpoints, world.from_rank_0(resume), workers)
 
 
+def resolved(config, images_per_device: int, dtype: torch.dtype):
+    """The config with what was left open settled, as it is saved and compared on resuming."""
+    train = replace(config.train, images_per_device=images_per_device, precision=str(dtype).removeprefix("torch."))
+    return replace(config, train=train)
+
+
 def build_state(config, run: Run, model: nn.Module) -> TrainingState:
     """The model on its device in its memory layout, with its optimizer, behind the ranks' gradient exchange."""
     if config.model.sync_batch_norm:
@@ -87,24 +74,34 @@ def build_state(config, run: Run, model: nn.Module) -> TrainingState:
     model = place(model, run.world.device, config.model.channels_last)
     how = config.optimizer
     optimizer = adamw(model, how.learning_rate, how.betas, how.weight_decay, how.weight_decay_on)
-    return TrainingState.make(model, optimizer, run.world, run.dtype, how.clip_grad_norm, how.ema_decay)
+    return TrainingState(model, optimizer, run.world, run.dtype, how.clip_grad_norm, how.ema_decay)
 
 
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def resume_state(config, run: Run, state: TrainingState, free_keys: frozenset[str]) -> int:
-    """Load what the run continues, if anything, and write config.yaml. Returns: completed steps."""
+def resume_state(config, run: Run, state: TrainingState, free_keys: frozenset[str], content: dict) -> int:
+    """Load what the run continues, if anything, and write config.yaml. Returns: completed steps.
+
+    Args:
+        free_keys: "section.key" of knobs that may differ from the checkpoint's.
+        content: what checkpoints hold beside the state; it must be as it was.
+    Raises: UserError if the checkpoint belongs to another recipe or data set.
+    """
     completed = 0
     if run.resume:
-        saved = read_resume(run.resume, to_dict(config), free_keys, config.run.allow_config_change)
-        state.load_state_dict(saved)
+        saved = read_resume(run.resume, config, free_keys, content)
+        try:
+            state.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{run.resume}: its state does not fit this config ({first_line(error)})") from error
         completed = saved["step"]
         run.say(f"resuming after step {completed} from {run.resume}")
     elif config.run.resume:
         run.say(f"{run.output}: nothing to resume yet, starting anew")
     if run.world.rank == 0:
+        run.checkpoints.set_aside_after(completed)
         write_config(run.output, to_dict(config))
     return completed
 

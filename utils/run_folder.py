@@ -1,7 +1,5 @@
 """A run's folder: refuse one in use, find what to resume, write down what was run."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -14,8 +12,8 @@ import numpy
 import torch
 import torchvision
 
-from utils.checkpoint import Checkpoints, read_checkpoint
-from utils.config import to_yaml
+from utils.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from utils.config import to_dict, to_yaml
 from utils.errors import UserError
 
 
@@ -35,23 +33,28 @@ def find_resume(checkpoints: Checkpoints, resume: str | None) -> Path | None:
     return newest if resume == "auto" else resume and Path(resume)
 
 
-def read_resume(path: Path, config: dict, free_keys: frozenset[str], allow_change: bool) -> dict:
-    """The checkpoint to resume, if its config computes the same thing.
+def read_resume(path: Path, config, free_keys: frozenset[str], content: dict) -> dict:
+    """The checkpoint to resume, if it belongs to the same computation on the same images.
 
     Args:
-        free_keys: "section.key" of knobs that leave the mathematics alone.
-    Raises: UserError listing the keys that differ, unless `allow_change`.
+        free_keys: "section.key" of knobs that may differ; with run.allow_config_change all may.
+        content: what else checkpoints hold; it must be as it was.
+    Raises: UserError listing what differs.
     """
     saved = read_checkpoint(path)
     if "optimizer" not in saved or "step" not in saved:
         raise UserError(f"{path}: holds no training state to resume; start from its weights with --weights")
-    before, now = flat(saved["config"]), flat(config)
+    # A checkpoint from before a knob was made had its default.
+    before, now = flat(to_dict(type(config)())) | flat(saved["config"]), flat(to_dict(config))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free_keys]
-    if changed and not allow_change:
+    if changed and not config.run.allow_config_change:
         listed = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
         raise UserError(
             f"{path}: was trained with another config ({listed}); take it back, or continue with --allow-config-change"
         )
+    for key, value in content.items():
+        if key != "config" and saved.get(key) != value:
+            raise UserError(f"{path}: was trained on other data: {key} differ; resume with the data set it began with")
     return saved
 
 
@@ -84,13 +87,12 @@ def provenance() -> dict[str, str]:
 def write_config(folder: Path, config: dict) -> None:
     """config.yaml: itself a config, with the provenance in comments above it."""
     folder.mkdir(parents=True, exist_ok=True)
-    header = "".join(f"# {key}: {value}\n" for key, value in provenance().items())
+    header = "".join(f"# {key}: {' '.join(value.splitlines())}\n" for key, value in provenance().items())
     (folder / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
 
 
 def write_json(path: Path, content: dict) -> None:
     """Indented, with the provenance, replacing the file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content | {"provenance": provenance()}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(content | {"provenance": provenance()}, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,9 +1,8 @@
 """What a run tells: console with progress or ETA, log.jsonl, TensorBoard. Rank 0 writes; the others sum along."""
 
-from __future__ import annotations
-
+import contextlib
 import json
-import os
+import math
 import sys
 import time
 from datetime import timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.training import Metrics
 
@@ -37,7 +37,7 @@ class RunLog:
         self.writer = self.bar = None
         if world.rank == 0:
             keep_lines_before(self.path, first_step)
-            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+            self.writer = SummaryWriter(str(folder), purge_step=first_step + 1)
             if tqdm and sys.stderr.isatty():
                 self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
         self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
@@ -79,7 +79,8 @@ class RunLog:
         if self.world.rank != 0:
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            # NaN is no JSON: the gradient norm of a skipped float16 overflow becomes null.
+            file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in line.items()}) + "\n")
         for name, value in line.items():
             if name not in ("step", "epoch", "time"):
                 self.writer.add_scalar(f"train/{name}", value, line["step"])
@@ -115,12 +116,8 @@ def keep_lines_before(path: Path, steps: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, LookupError):
             if json.loads(line)["step"] <= steps:
                 kept.append(line + "\n")
-        except ValueError:
-            break
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))

@@ -1,7 +1,5 @@
 """Learning rate as a pure function of the step: linear warmup, then a cosine."""
 
-from __future__ import annotations
-
 import math
 
 

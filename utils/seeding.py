@@ -4,8 +4,6 @@ A key is the run's seed, a purpose, and the numbers of the thing (epoch and samp
 No generator outlives the choice it was made for, so there is no random state to save, lose or hand to a worker.
 """
 
-from __future__ import annotations
-
 import contextlib
 import zlib
 

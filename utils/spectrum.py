@@ -1,7 +1,5 @@
 """Geometry of the half spectrum that torch.fft.rfft2 returns: integer frequencies in natural order, no shift."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

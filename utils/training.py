@@ -3,16 +3,13 @@
 Nothing here waits for the device: a number that is not finite masks its own update out, and is reported later.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
 from utils.errors import UserError
@@ -25,36 +22,30 @@ class NonFiniteError(UserError):
     """The loss or its gradient was not a number."""
 
 
-@dataclass
 class TrainingState:
-    """Everything a step changes. `replica` is `model` behind DistributedDataParallel where there are several ranks."""
+    """Everything a step changes: model, optimizer, float16's scaler, and the average of the weights if there is one.
 
-    model: nn.Module
-    replica: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None
-    dtype: torch.dtype
-    clip_grad_norm: float
-    health: torch.Tensor  # (3,) int64: bad steps in a row, first of them, bad steps in all
+    `replica` is `model` behind DistributedDataParallel where there are several ranks. `health` counts, on the device,
+    steps that were not finite: in a row now, the first of those, most in a row, the first of those, in all.
+    """
 
-    @classmethod
-    def make(cls, model, optimizer, world: World, dtype: torch.dtype, clip_grad_norm=None, ema_decay=None):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, dtype: torch.dtype,
+        clip_grad_norm: float | None = None, ema_decay: float | None = None,
+    ):  # fmt: skip
         device = next(model.parameters()).device
-        replica = model
+        self.model = self.replica = model
         if world.size > 1:
             # Running statistics stay each rank's own: rank 0's are the model's, copied once before an evaluation.
-            replica = DistributedDataParallel(
+            self.replica = DistributedDataParallel(
                 model, device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
-        average = None
-        if ema_decay:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-            average.n_averaged = average.n_averaged.cpu()  # torch reads it at each update, which would wait for a GPU
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        health = torch.zeros(3, dtype=torch.int64, device=device)
-        return cls(model, replica, optimizer, scaler, average, dtype, clip_grad_norm or float("inf"), health)
+        self.optimizer, self.dtype, self.ema_decay = optimizer, dtype, ema_decay
+        self.clip_grad_norm = clip_grad_norm or float("inf")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.average = AveragedModel(model) if ema_decay else None
+        self.health = torch.zeros(5, dtype=torch.int64, device=device)
 
     def state_dict(self) -> dict:
         return {
@@ -65,20 +56,28 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: dict) -> None:
+        """Take over weights, moments, scale and average; settings such as weight decay stay this run's."""
         self.model.load_state_dict(saved["model"])
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        if self.average:
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for parameter, moments in self.optimizer.state.items():  # the fused update wants the parameter's memory layout
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
+        if saved["scaler"]:  # empty after a run in another precision
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.average and saved["ema"]:
             self.average.load_state_dict(saved["ema"])
 
     def is_healthy(self) -> bool:
-        """Waits for the device: whether the last step was finite, or one of a few float16 overflows."""
-        return int(self.health[0]) <= (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0)
+        """Waits for the device: whether all steps so far were finite, but for a few float16 overflows in a row."""
+        return int(self.health[2]) <= (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0)
 
     def check_health(self) -> None:
         """Waits for the device. Raises: NonFiniteError with the first bad step."""
         if not self.is_healthy():
-            bad, first, _ = self.health.tolist()
+            _, _, bad, first, _ = self.health.tolist()
             raise NonFiniteError(
                 f"loss or gradient is not finite from step {first + 1} on ({bad} steps in a row); no weight and "
                 "no checkpoint holds a trace of it; try a lower optimizer.learning_rate, optimizer.clip_grad_norm or "
@@ -101,8 +100,7 @@ def training_step(
     Returns: sums and counts of `loss`, the further metrics and `grad_norm`, still on the device.
     """
     totals: Metrics = {}
-    statistics = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
-    before = [buffer.clone() for buffer in statistics]
+    before = [buffer.clone() for buffer in state.model.buffers()]  # BatchNorm's statistics
     state.optimizer.zero_grad(set_to_none=True)
     for turn, micro_batch in enumerate(micro_batches):
         last = turn == len(micro_batches) - 1
@@ -118,22 +116,38 @@ def training_step(
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad_norm)
     bad = ~grad_norm.isfinite()
-    update(state, learning_rate, bad)
-    for buffer, old in zip(statistics, before, strict=True):
-        torch.where(bad, old, buffer, out=buffer)
-    in_a_row, first, in_all = state.health.unbind()
-    first = torch.where(bad & (in_a_row == 0), step, first)
-    state.health = torch.stack([(in_a_row + 1) * bad, first, in_all + bad])
-    return totals | {"grad_norm": (grad_norm, torch.ones_like(grad_norm))}
-
-
-def update(state: TrainingState, learning_rate: float, bad: torch.Tensor) -> None:
-    """Let the optimizer step unless `bad` (a bool on the device, which is not read)."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    if not state.scaler.is_enabled():
-        state.optimizer.found_inf = bad.float()  # the fused optimizer leaves weights and moments alone where it is 1
-    state.scaler.step(state.optimizer)
+    state.optimizer.found_inf = bad.float()  # where it is 1, the fused optimizer leaves weights and moments alone
+    state.optimizer.step()
     state.scaler.update()
+    for buffer, old in zip(state.model.buffers(), before, strict=True):
+        torch.where(bad, old, buffer, out=buffer)
     if state.average:
-        state.average.update_parameters(state.model)
+        update_average(state, bad)
+    note_health(state, step, bad)
+    totals["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
+    if state.scaler.is_enabled():
+        totals["skipped_steps"] = (state.health[4], torch.ones_like(state.health[4]))
+    return totals
+
+
+@torch.no_grad()
+def update_average(state: TrainingState, bad: torch.Tensor) -> None:
+    """The average moves towards the weights unless `bad`; the first good step's start it; buffers are copied."""
+    started = (state.average.n_averaged > 0).double()
+    share = (~bad).double() * (1 - state.ema_decay * started)
+    state.average.n_averaged += ~bad
+    for average, now in zip(state.average.module.parameters(), state.model.parameters(), strict=True):
+        average.lerp_(now, share.to(now.dtype))
+    for average, now in zip(state.average.module.buffers(), state.model.buffers(), strict=True):
+        average.copy_(now)
+
+
+def note_health(state: TrainingState, step: int, bad: torch.Tensor) -> None:
+    """Count a step that was not finite (`bad`: a bool on the device, which is not read)."""
+    in_a_row, start, most, first, in_all = state.health.unbind()
+    start = torch.where(bad & (in_a_row == 0), step, start)
+    in_a_row = (in_a_row + 1) * bad
+    first = torch.where(in_a_row > most, start, first)
+    state.health = torch.stack([in_a_row, start, torch.maximum(most, in_a_row), first, in_all + bad])

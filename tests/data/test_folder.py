@@ -50,8 +50,10 @@ def test_links_to_class_folders_and_images_are_followed(tmp_path):
     touch(tmp_path / "root", "own/3.png")
     (tmp_path / "root/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root/own/4.png").symlink_to(tmp_path / "elsewhere/1.png")
+    (tmp_path / "root/own/inner").symlink_to(tmp_path / "elsewhere/deep")
     assert listed(ImageFolder(str(tmp_path / "root"))) == [
-        ("linked/1.png", "linked"), ("linked/deep/2.png", "linked"), ("own/3.png", "own"), ("own/4.png", "own"),
+        ("linked/1.png", "linked"), ("linked/deep/2.png", "linked"),
+        ("own/3.png", "own"), ("own/4.png", "own"), ("own/inner/2.png", "own"),
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def images(height=64, width=32):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_state_dict_is_torchvisions(name):
     ours = resnet(name, num_classes=7).eval()
     theirs = models.get_model(name, weights=None, num_classes=7).eval()

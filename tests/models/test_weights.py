@@ -5,6 +5,7 @@ import torch
 
 from models.resnet import masked_frequency_model, resnet
 from models.weights import load_weights, start_from, weights_of
+from utils.distributed import World
 from utils.errors import UserError
 from utils.training import TrainingState
 
@@ -80,8 +81,7 @@ def test_torchvisions_weights_start_pretraining():
 
 
 def transposed(weights):
-    name = "layer1.0.conv1.weight"
-    return weights | {"layer2.0.conv1.weight": weights["layer2.0.conv1.weight"].transpose(0, 1), name: weights[name]}
+    return weights | {"layer2.0.conv1.weight": weights["layer2.0.conv1.weight"].transpose(0, 1)}
 
 
 def without(weights, name):
@@ -115,10 +115,8 @@ def test_a_trunk_that_does_not_fit_is_refused_and_loads_nothing(change, told, pr
 
 def averaged(model):
     """The `ema` entry of a checkpoint whose average has seen two steps."""
-    from utils.distributed import World
-
     optimizer = torch.optim.AdamW(model.parameters())
-    state = TrainingState.make(model, optimizer, World(0, 1, 1, torch.device("cpu")), torch.float32, ema_decay=0.9)
+    state = TrainingState(model, optimizer, World(0, 1, 1, torch.device("cpu")), torch.float32, ema_decay=0.9)
     for seed in (5, 6):
         changed(model, seed)
         state.average.update_parameters(model)

@@ -1,0 +1,132 @@
+"""Exact evaluation: every image once, in integers, against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from utils.distributed import World
+from utils.evaluation import evaluate, share_of_rank, table
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 1, CPU)
+LENGTH, CLASSES, SIDE = 103, 12, 4
+
+
+def prepare(images):
+    return images.float() / 255 - 0.5
+
+
+class Tiny(nn.Module):
+    def __init__(self, classes=CLASSES):
+        super().__init__()
+        torch.manual_seed(3)
+        self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(3 * SIDE * SIDE, classes)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images):
+        return self.linear(self.drop(self.norm(images)).flatten(1))
+
+
+def data(length=LENGTH, classes=CLASSES, sizes=2):
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randint(0, 256, (length, sizes, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return crops, torch.randint(0, classes, (length,), generator=generator)
+
+
+def batches(crops, labels, batch_size):
+    return [(crops[numbers], labels[numbers]) for numbers in share_of_rank(len(labels), ALONE, batch_size)]
+
+
+def by_numpy(model, crops, labels):
+    """Counts and mean loss, one image at a time in float64."""
+    weight, bias = (parameter.detach().double().numpy() for parameter in model.linear.parameters())
+    top1 = top5 = 0
+    loss = 0.0
+    for image, label in zip(crops.numpy().astype(float), labels.tolist(), strict=True):
+        x = (image / 255 - 0.5) / np.sqrt(1 + model.norm.eps)  # BatchNorm's first statistics: mean 0, variance 1
+        logits = weight @ x.ravel() + bias
+        above = int((logits > logits[label]).sum())
+        top1, top5 = top1 + (above < 1), top5 + (above < 5)
+        loss += np.log(np.exp(logits).sum()) - logits[label]
+    return top1, top5, loss / len(labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 103, 1000])
+@pytest.mark.parametrize("classes", [CLASSES, 5, 3, 2])
+def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
+    model = Tiny(classes)
+    crops, labels = data(classes=classes)
+    rows = evaluate(model, batches(crops, labels, batch_size), prepare, (40, 32), LENGTH, ALONE)
+    assert [row["val_resize_size"] for row in rows] == [40, 32]
+    for size, row in enumerate(rows):
+        top1, top5, loss = by_numpy(model, crops[:, size], labels)
+        assert (row["images"], row["top1_count"], row["top5_count"]) == (LENGTH, top1, top5)
+        assert all(type(row[name]) is int for name in ("images", "top1_count", "top5_count"))
+        assert row["top1"] == 100 * top1 / LENGTH
+        assert row["top5"] == 100 * top5 / LENGTH
+        assert row["loss"] == pytest.approx(loss, rel=1e-6)
+    assert rows[0]["top1_count"] != rows[1]["top1_count"] or rows[0]["loss"] != rows[1]["loss"]
+    if classes <= 5:
+        assert rows[0]["top5"] == 100
+    else:
+        assert 0 < rows[0]["top1"] < rows[0]["top5"] < 100
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    model = Tiny().train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, batches(*data(), 7), prepare, (40, 32), LENGTH, ALONE)
+    assert model.training == model.norm.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("length", "shown"), [(LENGTH + 1, LENGTH), (LENGTH - 1, LENGTH)])
+def test_a_count_that_is_not_the_sets_is_an_error(length, shown):
+    with pytest.raises(AssertionError, match=f"{shown} images counted, the set has {length}"):
+        evaluate(Tiny(), batches(*data(), 7), prepare, (40, 32), length, ALONE)
+
+
+def test_an_image_counted_twice_is_an_error():
+    whole = batches(*data(), 50)
+    with pytest.raises(AssertionError, match="153 images counted"):
+        evaluate(Tiny(), [*whole, whole[0]], prepare, (40, 32), LENGTH, ALONE)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 200), st.integers(1, 5), st.integers(1, 40))
+def test_ranks_share_the_images_without_overlap_or_padding(length, ranks, batch_size):
+    shares = [share_of_rank(length, World(rank, ranks, ranks, CPU), batch_size) for rank in range(ranks)]
+    assert sorted(number for share in shares for batch in share for number in batch) == list(range(length))
+    assert all(0 < len(batch) <= batch_size for share in shares for batch in share)
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_the_ranks_counts_add_up(ranks):
+    model = Tiny()
+    crops, labels = data()
+    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), prepare, (40,), LENGTH, ALONE)
+    parts = []
+    for rank in range(ranks):
+        mine = share_of_rank(LENGTH, World(rank, ranks, ranks, CPU), 7)
+        count = sum(map(len, mine))
+        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in mine], prepare, (40,), count, ALONE)
+    for name in ("images", "top1_count", "top5_count"):
+        assert sum(part[name] for part in parts) == whole[name]
+    assert sum(part["loss"] * part["images"] for part in parts) / LENGTH == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_table_is_markdown():
+    row = {"val_resize_size": 235, "top1": 78.8264, "top5": 94.1, "loss": 1.23456, "images": 50000}
+    assert table([row, row | {"val_resize_size": 236, "top1": 5.0}]) == (
+        "| val_resize_size | top-1 % | top-5 % | loss | images |\n"
+        "|---|---|---|---|---|\n"
+        "| 235 | 78.826 | 94.100 | 1.2346 | 50000 |\n"
+        "| 236 | 5.000 | 94.100 | 1.2346 | 50000 |"
+    )
