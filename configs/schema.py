@@ -75,7 +75,7 @@ class FinetuneData(Data):
     val_resize_size: tuple[int, ...] = knob(
         (235,), "short side before the centre crop; one result for each", "pixels", low=8, flag="--val-resize-size")
     val_crop_size: int = knob(224, "side of the centre crop in evaluation", "pixels", low=8)
-    val_batch_size: int = knob(128, "images a rank evaluates at once; does not change the result", "images", low=1)
+    val_batch_size: int = knob(128, "images a rank evaluates at once", "images", low=1)
 
     def problems(self) -> Problems:
         found = super().problems()

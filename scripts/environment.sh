@@ -17,7 +17,9 @@ if [ "$requirements" = "$(cat "$venv/installed-requirements.txt" 2>/dev/null)" ]
     echo "environment: reusing $venv"
 else
     echo "environment: installing into $venv (torch with its CUDA libraries: about 7 GB, some minutes)"
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+        "$python" -m venv --clear "$venv" || { echo "error: no venv; on Debian: apt-get install python3-venv" >&2; exit 2; }
+    fi
     wanted=$(mktemp)
     echo "$requirements" > "$wanted"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"

@@ -45,7 +45,7 @@ def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor
     model.eval()
     normalize, f = Normalizer(config.data.mean, config.data.std), config.filter
     frequency_filter = FrequencyFilter(f.radius, f.outer_radius, f.output, f.clamp)
-    # A grey target is grey of the normalised image: its own mean and std are those of grey.
+    # A grey target is grey of the normalised image; this gives back its brightness where the channels share one std.
     mean, std = normalize.mean, normalize.std
     if config.loss.target == "gray":
         mean, std = grayscale(mean[None])[0], grayscale(std[None])[0]

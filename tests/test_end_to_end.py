@@ -34,13 +34,8 @@ def images(tmp_path_factory):
 
 def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
     """The entry point in this process."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        batch = [] if "--batch-size" in more else BATCH
-        return main([*overriding([*words, *batch], *more), "--data-path", str(images), "--output-dir", str(output)])
-    finally:
-        for number, handler in signals.items():
-            signal.signal(number, handler)
+    batch = [] if "--batch-size" in more else BATCH
+    return main([*overriding([*words, *batch], *more), "--data-path", str(images), "--output-dir", str(output)])
 
 
 def log_lines(output: Path) -> list[dict]:
@@ -189,6 +184,36 @@ def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(
     for tensor in read_checkpoint(saved[-1])["model"].values():
         assert tensor.isfinite().all()
     assert all(line["loss"] == line["loss"] for line in log_lines(tmp_path))
+
+
+def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypatch):
+    """Its step is masked, so that later ones are finite: the flag must stay."""
+    real = pretrain.MaskedFrequencyLoss.reduce
+    calls = iter(range(1000))
+    monkeypatch.setattr(
+        pretrain.MaskedFrequencyLoss, "reduce", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1)
+    )
+    with pytest.raises(UserError, match=r"not finite from step 3 on \(1 steps in a row\)"):
+        run(pretrain.main, PRETRAIN, images, tmp_path, "--epochs", "3", "logging.every_steps=50")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside_and_other_classes_are_refused(images, tmp_path):
+    more = ["--epochs", "1", "checkpoint.every_steps=1", "--val-resize-size", "32"]
+    run(finetune.main, FINETUNE, images, tmp_path / "out", *more)
+    whole = read_checkpoint(tmp_path / "out/checkpoints/last.pt")
+    renamed = tmp_path / "images"
+    shutil.copytree(images, renamed)
+    for part in ("train", "val"):
+        (renamed / part / "bee").rename(renamed / part / "wasp")
+    earlier = str(tmp_path / "out/checkpoints/step_00000001.pt")
+    with pytest.raises(UserError, match="other data: classes differ"):
+        run(finetune.main, FINETUNE, renamed, tmp_path / "out", *more, "--resume", earlier)
+    run(finetune.main, FINETUNE, images, tmp_path / "out", *more, "--resume", earlier)
+    names = {path.name for path in (tmp_path / "out/checkpoints").iterdir()}
+    assert {"step_00000002.pt.abandoned", "step_00000003.pt.abandoned", "step_00000003.pt"} <= names
+    again = read_checkpoint(tmp_path / "out/checkpoints/last.pt")["model"]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole["model"].items())
 
 
 def missing_in_val(root):

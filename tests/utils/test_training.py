@@ -228,12 +228,13 @@ def test_the_first_of_several_bad_steps_is_named(precision):
         state.check_health()
 
 
-def test_a_bad_step_is_told_at_the_next_check_even_if_good_ones_follow():
+@pytest.mark.parametrize(("bad", "told"), [([1], r"step 2 on \(1 "), ([1, 2, 4], r"step 2 on \(2 ")])
+def test_a_bad_step_is_told_at_the_next_check_even_if_good_ones_follow(bad, told):
     state = make_state()
-    take(state, [0], dtype=torch.float32)
-    take(state, [1], dtype=torch.float32, how=nan_input)
-    take(state, [2], dtype=torch.float32)
-    with pytest.raises(NonFiniteError, match="step 2"):
+    for step in range(6):
+        take(state, [step], dtype=torch.float32, how=nan_input if step in bad else squared_error)
+    assert not state.is_healthy()
+    with pytest.raises(NonFiniteError, match=told):
         state.check_health()
 
 
@@ -437,3 +438,17 @@ def test_a_run_may_go_on_in_float16(before):
     resumed.load_state_dict(state.state_dict())
     take(resumed, [1], dtype=torch.float32)
     assert resumed.is_healthy()
+
+
+def test_finite_gradients_whose_norm_overflows_leave_no_trace_in_float16():
+    """The scaler itself sees nothing wrong with them; clipping by inf / inf would make them NaN."""
+    state = make_state(precision=torch.float16)
+    take(state, range(2), dtype=torch.float32)
+    before = tensors(state)
+
+    def steep(model, _step, _turn, x, y):
+        return sum((parameter * 1e22).sum() for parameter in model.parameters()), {}
+
+    take(state, [2], dtype=torch.float32, how=steep)
+    assert all(parameter.grad.isnan().all() for parameter in state.model.parameters())  # as announced
+    assert_identical(before, tensors(state))
