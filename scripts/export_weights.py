@@ -30,7 +30,7 @@ def export_weights(checkpoint: str, output: Path, use_ema: bool = False) -> str:
     saved = read_checkpoint(checkpoint)
     weights = {
         name: tensor.contiguous()
-        for name, tensor in weights_of(saved, checkpoint, use_ema).items()
+        for name, tensor in weights_of(saved, checkpoint, use_ema)[1].items()
         if not name.startswith("decoder.")
     }
     name = saved.get("config", {}).get("model", {}).get("name")

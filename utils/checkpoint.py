@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
 import time
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 
 from utils.errors import UserError
+
+# Beside the weights in files of the public codes: A's command line, and B's settings, read as the plain dict they are.
+HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 class Checkpoints:
@@ -63,27 +68,51 @@ def write_atomically(path: Path, write) -> None:
     os.close(folder)
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
     """A checkpoint's content on the CPU; only tensors and plain containers are read, never code.
 
-    Raises: UserError if the file is missing, damaged (its checksums are verified), or holds anything else.
+    Args:
+        foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
+    Raises: UserError if the file is missing, damaged (checksums are verified), or holds anything else.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
+    refuse_what_shows_at_once(path)
+    damaged = None
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself would take a flipped bit for a weight
-        if damaged:
-            raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint beside it")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if foreign and str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if not foreign or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load itself would take a flipped bit for a weight
+        with torch.serialization.safe_globals(HARMLESS):
+            content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused: holds more than tensors and plain data ({first_line(error)})") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged file fails in any way that a pickle can
         raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
+    if damaged:
+        raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint, or copy it again")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint of pretrain.py or finetune.py")
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
     return content
 
 
+def refuse_what_shows_at_once(path: str | Path) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise UserError(f"{path}: empty; copy or download it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path}: a web page, not weights; its address was that of a page about the file, not its own")
+
+
 def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    """The first line; of torch's refusals the part that names what was refused."""
+    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
