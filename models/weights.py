@@ -95,8 +95,8 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) 
     if not any(TRUNK.match(name) for name in matched):
         example = ", ".join(list(weights)[:3])
         raise UserError(f"{path}: no trunk tensor matches the model; the file holds {example} …; check model.name")
-    new = [name for name in here if name in there and name not in matched]
-    wrong = [name for name in here | there if TRUNK.match(name) and name not in matched]
+    new = [name for name in here if name in there and name not in matched and not TRUNK.match(name)]
+    wrong = [name for name in here | there if name not in matched and TRUNK.match(name)]
     wrong += [name for name in new if here[name][1:] != there[name][1:]]
     if wrong:
         mine, its = here.get(wrong[0], ()), there.get(wrong[0], ())

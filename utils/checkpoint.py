@@ -90,7 +90,8 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
     except ImportError as error:
         raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: holds more than tensors and plain data ({first_line(error)})") from error
+        what = re.search(r"GLOBAL [\w.]+|operand \d+|$", str(error))[0]  # torch's own words advise to run it
+        raise UserError(f"{path}: refused: holds more than tensors and plain data ({what})") from error
     except Exception as error:  # a damaged file fails in any way that a pickle can
         raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
     if damaged:
@@ -114,5 +115,4 @@ def refuse_what_shows_at_once(path: str | Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line; of torch's refusals the part that names what was refused."""
-    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
+    return str(error).strip().split("\n")[0][:200]
