@@ -15,6 +15,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from utils.checkpoint import read_checkpoint
 from utils.config import build, from_dict, knobs, read_yaml, show, to_dict
 from utils.distributed import run_entry
+from utils.errors import UserError
 from utils.run_folder import flat
 
 
@@ -26,12 +27,16 @@ def resolved(path: str) -> dict:
     Raises: UserError if it is none of these or not valid.
     """
     if path.endswith((".pt", ".pth")):
-        saved = read_checkpoint(path).get("config", {})
-        return flat(to_dict(from_dict(FinetuneConfig if "filter" not in saved else PretrainConfig, saved, path)))
-    values = read_yaml(str(Path(path, "config.yaml")) if Path(path).is_dir() else path)
-    kinds = [kind for kind in (PretrainConfig, FinetuneConfig) if values.keys() <= knobs(kind).keys()]
-    kind = FinetuneConfig if "finetune" in Path(path).name and FinetuneConfig in kinds else [*kinds, FinetuneConfig][0]
-    return flat(to_dict(build(kind, values)))
+        saved = read_checkpoint(path).get("config")
+        if not isinstance(saved, dict):
+            raise UserError(f"{path}: holds no config; give a checkpoint of pretrain.py or finetune.py")
+        return flat(to_dict(from_dict(PretrainConfig if "filter" in saved else FinetuneConfig, saved, path)))
+    file = Path(path, "config.yaml") if Path(path).is_dir() else Path(path)
+    values = read_yaml(str(file))
+    kinds = [FinetuneConfig, PretrainConfig] if "finetune" in file.name else [PretrainConfig, FinetuneConfig]
+    # A YAML that names no key of one kind alone is taken for what its name says.
+    fitting = [kind for kind in kinds if values.keys() <= knobs(kind).keys()]
+    return flat(to_dict(build((fitting or kinds)[0], values)))
 
 
 def config_diff(one: str, other: str) -> list[str]:

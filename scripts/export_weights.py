@@ -22,11 +22,6 @@ from utils.checkpoint import read_checkpoint, write_atomically
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-try:
-    import timm
-except ImportError:  # its names are torchvision's, so that a file can be checked without it
-    timm = None
-
 PARTS = ("trunk", "classifier", "pretraining")
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
 Weights = dict[str, torch.Tensor]
@@ -86,17 +81,18 @@ def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> 
     written = written["model"] if layout.startswith("code-") else written
     if layout == "code-b":
         written = {name.removeprefix("encoder."): tensor for name, tensor in written.items()}
-    with_timm = layout == "timm" and what != "pretraining" and timm
-    ours, theirs = build(resnet, name, weights, what), build(timm_resnet if with_timm else None, name, weights, what)
-    ours.load_state_dict(weights)
+    make = timm_resnet() if layout == "timm" and what != "pretraining" else None
+    with torch.device("meta"):  # without initial weights: every tensor is to come from the file
+        ours, theirs = (build(resnet, name, weights, what), build(make, name, weights, what))
+    ours.load_state_dict(weights, assign=True)
     images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
     try:
-        theirs.load_state_dict(written, strict=True)
+        theirs.load_state_dict(written, strict=True, assign=True)
         torch.testing.assert_close(theirs.eval()(images), ours.eval()(images), atol=1e-5, rtol=1e-5)
     except (RuntimeError, AssertionError) as error:
         output.unlink()
         raise UserError(f"{output}: removed, since what was written is not what was to be: {error}") from error
-    return f"{'timm' if with_timm else 'torchvision'}'s {name}, with equal outputs"
+    return f"{'timm' if make else 'torchvision'}'s {name}, with equal outputs"
 
 
 def build(make, name: str, weights: Weights, what: str) -> nn.Module:
@@ -110,8 +106,13 @@ def build(make, name: str, weights: Weights, what: str) -> nn.Module:
     return model
 
 
-def timm_resnet(name: str, classes: int) -> nn.Module:
-    return timm.create_model(name, num_classes=classes)
+def timm_resnet():
+    """Makes timm's ResNet by (name, classes). None without timm: its names are torchvision's, which checks them too."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    return lambda name, classes: timm.create_model(name, num_classes=classes)
 
 
 def main(argv: list[str]) -> int:
