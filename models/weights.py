@@ -51,7 +51,7 @@ def hub_file(path: str, name: str, world: World) -> str:
         try:
             os.makedirs(os.path.dirname(file), exist_ok=True)
             torch.hub.download_url_to_file(url, file, re.search(r"-([0-9a-f]{8,})\.", url)[1], progress=False)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # of the network, the disk or the checksum
             raise UserError(f"{path}: cannot download {url} ({error}); put it at {file} yourself") from error
 
     world.once_a_machine(lambda: os.path.exists(file) or download())
