@@ -222,26 +222,41 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(hub[0]))
-    main, more = (pretrain.main, ["filter.radius=3"]) if name.startswith("pretrain") else (
-        finetune.main, ["data.val_crop_size=32", "--val-resize-size", "32"])  # fmt: skip
-    if not name.startswith("pretrain"):
-        more += ["optimizer.learning_rate=1e-6"]
-    words = ["--config", str(ROOT / f"configs/{name}.yaml"), *TINY, *more]
+def run(name, images, output, *more):
+    """The recipe's entry point in this process, tiny."""
+    main, size = pretrain.main, ["filter.radius=3"]
+    if name.startswith("finetune"):
+        main, size = finetune.main, ["data.val_crop_size=32", "--val-resize-size", "32", "optimizer.learning_rate=1e-6"]
+    words = ["--config", str(ROOT / f"configs/{name}.yaml"), *TINY, *size, *more]
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
-        assert main([*words, "--data-path", str(images), "--output-dir", str(tmp_path / "out")]) == 0
+        assert main([*words, "--data-path", str(images), "--output-dir", str(output)]) == 0
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
-    saved = read_checkpoint(tmp_path / "out/checkpoints/last.pt")
+    return read_checkpoint(output / "checkpoints/last.pt")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(hub[0]))
+    saved = run(name, images, tmp_path)
     assert saved["step"] == 1 and all(tensor.isfinite().all() for tensor in saved["model"].values())
     moved = (saved["model"]["conv1.weight"] - hub[1]).abs().max()
     assert (moved < 1e-4) == (name == "finetune_resnet50_supervised")
     if name.startswith("pretrain"):
         assert len(saved["model"]["decoder.0.bias"]) == (3072 if name.endswith("paper") else 1024)
+
+
+def test_pretraining_may_start_from_weights_too(images, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(hub[0]))
+    more = ["--weights", "torchvision:IMAGENET1K_V1", "optimizer.learning_rate=1e-6"]
+    saved = run("pretrain_resnet50_paper", images, tmp_path, *more)
+    assert (saved["model"]["conv1.weight"] - hub[1]).abs().max() < 1e-4 and saved["step"] == 1
+    told = (
+        "120 tensors matched, 2 (fc.weight, fc.bias) of the file left over, 2 (decoder.0.weight, decoder.0.bias) of the"
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_config_diff_tells_keys_of_recipes_runs_and_checkpoints(tmp_path, capsys):
