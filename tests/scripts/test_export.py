@@ -187,8 +187,8 @@ def test_the_command_line(ours, tmp_path, capsys):
 
 
 def test_memory_card_counts_what_is_kept_and_what_fits():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
-    # Kept: the image and the ReLU's output, which is the second convolution's input as well.
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
+    # Kept: the image and the ReLU's output; the linear layer's input is a view of it.
     assert bytes_an_image(model, 8, torch.float32) == (3 + 4) * 8 * 8 * 4
     # The same in two bytes; autocast copies the image, and the copy is what is kept.
     assert bytes_an_image(model, 8, torch.bfloat16) == (3 + 4) * 8 * 8 * 2
