@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     with keyed_torch(config.run.seed, "initialisation"):
         model = resnet(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
     if config.run.weights and not run.resume:
-        run.say(start_from(model, config.run.weights, config.run.use_ema, config.data.mean, config.data.std))
+        where = (config.model.name, config.run.weights, config.run.use_ema, run.world)
+        run.say(start_from(model, *where, config.data.mean, config.data.std))
     state = build_state(config, run, model)
     content = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
     completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
@@ -135,7 +136,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     run = open_run(config)
     folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
     model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
-    run.say(str(load_weights(model, weights_of(saved, path, config.run.use_ema), path)))
+    run.say(load_weights(model, weights_of(saved, path, config.run.use_ema)[1], path))
     model = place(model, run.world.device, config.model.channels_last)
     rows = evaluate_model(config, run, model, folder, "ema" if config.run.use_ema else "model")
     run.say(table(rows))

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         channels = 1 if config.loss.target == "gray" else 3
         model = masked_frequency_model(config.model.name, channels, config.model.zero_init_last_batch_norm)
     if config.run.weights and not run.resume:
-        run.say(start_from(model, config.run.weights, config.run.use_ema))
+        run.say(start_from(model, config.model.name, config.run.weights, config.run.use_ema, run.world))
     state = build_state(config, run, model)
     content = {"config": to_dict(config), "images": len(folder)}
     completed = resume_state(config, run, state, FREE_TO_CHANGE, content)

@@ -1,8 +1,8 @@
-"""A checkpoint's weights as a bare torchvision state dict, checked by loading it back.
+"""A checkpoint's weights for other code, checked by loading the file back strictly and comparing outputs.
 
 python scripts/export_weights.py runs/finetune_resnet50_bce/checkpoints/last.pt resnet50.pth
-    >>> torchvision.models.resnet50().load_state_dict(torch.load("resnet50.pth"))                  # finetuned
-    >>> torchvision.models.resnet50().load_state_dict(torch.load("trunk.pth"), strict=False)       # pretrained: no fc
+python scripts/export_weights.py runs/pretrain_resnet50/checkpoints/last.pt trunk.pth --layout timm
+python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout code-b
 """
 
 from __future__ import annotations
@@ -12,50 +12,119 @@ import sys
 from pathlib import Path
 
 import torch
+import torchvision
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models.resnet import resnet
+from models.resnet import STRIDE, masked_frequency_model, resnet
 from models.weights import weights_of
 from utils.checkpoint import read_checkpoint, write_atomically
 from utils.distributed import run_entry
 from utils.errors import UserError
 
+PARTS = ("trunk", "classifier", "pretraining")
+LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
+Weights = dict[str, torch.Tensor]
 
-def export_weights(checkpoint: str, output: Path, use_ema: bool = False) -> str:
-    """Write the torchvision part of a checkpoint and tell what was written.
 
-    A finetuned checkpoint gives all of torchvision's tensors, a pretraining one those of the trunk (no `fc`).
-    Raises: UserError if the checkpoint is none of ours.
+def export_weights(
+    checkpoint: str, output: Path, what: str | None = None, layout: str = "torchvision", use_ema: bool = False
+) -> str:
+    """Write a part of a checkpoint and tell what was written.
+
+    Args:
+        what: "trunk" (everything below `fc`), "classifier" (with `fc`) or "pretraining" (trunk and decoder);
+            None: the classifier if there is one, else the trunk.
+        layout: "torchvision" and "timm", whose names are the same: a bare state dict; "code-a" (CoinCheung/MFM): under
+            `model`; "code-b" (Jiahao000/MFM, no classifiers): under `model`, the trunk's names after `encoder.`.
+    Raises: UserError if the checkpoint is none of ours, lacks that part, or the file written does not give its outputs.
     """
     saved = read_checkpoint(checkpoint)
-    weights = {
-        name: tensor.contiguous()
-        for name, tensor in weights_of(saved, checkpoint, use_ema).items()
-        if not name.startswith("decoder.")
-    }
     name = saved.get("config", {}).get("model", {}).get("name")
     if name is None:
         raise UserError(f"{checkpoint}: names no model; give a checkpoint of pretrain.py or finetune.py")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name the file to write")
+    what = what or ("classifier" if "classes" in saved else "trunk")
+    weights = part_of(weights_of(saved, checkpoint, use_ema)[1], what, checkpoint)
+    if layout == "code-b" and what == "classifier":
+        raise UserError("--layout code-b: that code has no ResNet classifier; take --what trunk, or --layout timm")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda file: torch.save(weights, file))
+    write_atomically(output, lambda file: torch.save(in_layout(weights, layout), file))
+    where = check(output, name, weights, what, layout)
+    return (
+        f"wrote {output}: {what} of {name}, {len(weights)} tensors, layout {layout}; loads back strictly into {where}"
+    )
 
-    model = resnet(name, len(saved.get("classes", range(1000))))
-    missing, unexpected = model.load_state_dict(torch.load(output, weights_only=True), strict=False)
-    if unexpected or not set(missing) <= {"fc.weight", "fc.bias"} or (missing and "classes" in saved):
-        raise UserError(
-            f"{output}: does not load into torchvision's {name}: missing {missing}, unexpected {unexpected}"
-        )
-    kind = "trunk without fc" if missing else f"classifier of {len(saved['classes'])} classes"
-    return f"wrote {output}: {len(weights)} tensors, {name}, {kind}; loads into torchvision"
+
+def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
+    """The tensors of one of PARTS, in memory as a file should have them."""
+    heads = {"trunk": (), "classifier": ("fc.",), "pretraining": ("decoder.",)}[what]
+    if heads and not any(name.startswith(heads) for name in weights):
+        raise UserError(f"{checkpoint}: has no {heads[0]}*: --what {what} is not in it; take --what trunk")
+    left_out = tuple({"fc.", "decoder."} - set(heads))
+    return {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(left_out)}
+
+
+def in_layout(weights: Weights, layout: str) -> dict:
+    if layout == "code-b":
+        return {
+            "model": {("" if name.startswith("decoder.") else "encoder.") + name: weights[name] for name in weights}
+        }
+    return {"model": weights} if layout == "code-a" else weights
+
+
+@torch.inference_mode()
+def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> str:
+    """Load the file as its reader will, compare outputs of random images with ours; returns what it was loaded into."""
+    written = torch.load(output, weights_only=True)
+    written = written["model"] if layout.startswith("code-") else written
+    if layout == "code-b":
+        written = {name.removeprefix("encoder."): tensor for name, tensor in written.items()}
+    make = timm_resnet() if layout == "timm" and what != "pretraining" else None
+    with torch.device("meta"):  # without initial weights: every tensor is to come from the file
+        ours, theirs = (build(resnet, name, weights, what), build(make, name, weights, what))
+    ours.load_state_dict(weights, assign=True)
+    images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
+    try:
+        theirs.load_state_dict(written, strict=True, assign=True)
+        torch.testing.assert_close(theirs.eval()(images), ours.eval()(images), atol=1e-5, rtol=1e-5)
+    except (RuntimeError, AssertionError) as error:
+        output.unlink()
+        raise UserError(f"{output}: removed, since what was written is not what was to be: {error}") from error
+    return f"{'timm' if make else 'torchvision'}'s {name}, with equal outputs"
+
+
+def build(make, name: str, weights: Weights, what: str) -> nn.Module:
+    """A network for this part, by `make(name, classes)`, or by torchvision itself."""
+    if what == "pretraining":
+        return masked_frequency_model(name, weights["decoder.0.bias"].numel() // STRIDE**2)
+    classes = weights["fc.bias"].numel() if what == "classifier" else 1
+    model = make(name, classes) if make else torchvision.models.get_model(name, weights=None, num_classes=classes)
+    if what == "trunk":
+        model.fc = nn.Identity()
+    return model
+
+
+def timm_resnet():
+    """Makes timm's ResNet by (name, classes). None without timm: its names are torchvision's, which checks them too."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    return lambda name, classes: timm.create_model(name, num_classes=classes)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="A checkpoint's weights as a bare torchvision state dict.")
+    parser = argparse.ArgumentParser(description="A checkpoint's weights for other code, checked by loading them back.")
     parser.add_argument("checkpoint", help="a checkpoint of pretrain.py or finetune.py")
     parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--what", choices=PARTS, help="default: the classifier if there is one, else the trunk")
+    parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help="whose names and file (torchvision)")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     arguments = parser.parse_args(argv)
-    print(export_weights(arguments.checkpoint, arguments.output, arguments.ema))
+    told = export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema)
+    print(told)
     return 0
 
 

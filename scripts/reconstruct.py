@@ -41,7 +41,7 @@ def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor
     saved = read_checkpoint(checkpoint)
     config = pretraining_config(saved, checkpoint)
     model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
-    load_weights(model, weights_of(saved, checkpoint), checkpoint)
+    load_weights(model, weights_of(saved, checkpoint)[1], checkpoint)
     model.eval()
     normalize, f = Normalizer(config.data.mean, config.data.std), config.filter
     frequency_filter = FrequencyFilter(f.radius, f.outer_radius, f.output, f.clamp)

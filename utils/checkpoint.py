@@ -1,15 +1,20 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed; read without running what they hold."""
 
+import argparse
 import os
 import pickle
 import re
 import time
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 
 from utils.errors import UserError
+
+# Beside the weights in files of the public codes: A's command line, and B's settings, read as the plain dict they are.
+HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 class Checkpoints:
@@ -67,26 +72,50 @@ def write_atomically(path: Path, write) -> None:
     os.close(folder)
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
     """A checkpoint's content on the CPU; only tensors and plain containers are read, never code.
 
-    Raises: UserError if the file is missing, damaged (its checksums are verified), or holds anything else.
+    Args:
+        foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
+    Raises: UserError if the file is missing, damaged (checksums are verified), or holds anything else.
     """
+    refuse_what_shows_at_once(path)
+    damaged = None
+    try:
+        if foreign and str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if not foreign or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load itself would take a flipped bit for a weight
+        with torch.serialization.safe_globals(HARMLESS):
+            content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL [\w.]+|operand \d+|$", str(error))[0]  # torch's own words advise to run it
+        raise UserError(f"{path}: refused: holds more than tensors and plain data ({what})") from error
+    except Exception as error:  # a damaged file fails in any way that a pickle can
+        raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
+    if damaged:
+        raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint, or copy it again")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
+    return content
+
+
+def refuse_what_shows_at_once(path: str | Path) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself would take a flipped bit for a weight
-        if damaged:
-            raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint beside it")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: holds more than tensors and plain data ({first_line(error)})") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint of pretrain.py or finetune.py")
-    return content
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise UserError(f"{path}: empty; copy or download it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path}: a web page, not weights; its address was that of a page about the file, not its own")
 
 
 def first_line(error: Exception) -> str:

@@ -41,6 +41,12 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def once_a_machine(self, task) -> None:
+        """Have one rank of each machine do `task()` while the others wait."""
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            task()
+        self.any(False)
+
     def copy_from_rank_0(self, tensors) -> None:
         """Make these tensors equal rank 0's, in place."""
         if self.size > 1:

@@ -1,4 +1,4 @@
-"""Exporting, reconstructing, tables, and that what the README and the shell scripts name is there."""
+"""Reconstructing, tables, and that what the README and the shell scripts name is there."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from configs.schema import PretrainConfig
 from data.frequency_filter import FrequencyFilter
 from data.pixels import unit_float
 from losses.frequency import grayscale
-from models.resnet import masked_frequency_model, resnet
-from scripts.export_weights import export_weights
+from models.resnet import masked_frequency_model
+from scripts import config_diff, export_weights
 from scripts.reconstruct import draw, pick_images, reconstruct
 from scripts.results_table import results_table
 from tests.helpers import image_folder
@@ -33,29 +32,6 @@ def pretrained(tmp_path):
     torch.manual_seed(0)
     torch.save({"model": masked_frequency_model("resnet18", 1).state_dict(), "config": config}, tmp_path / "mfm.pt")
     return tmp_path / "mfm.pt"
-
-
-def test_exported_classifier_loads_strictly_into_torchvision_and_gives_the_same_logits(tmp_path):
-    torch.manual_seed(0)
-    model = resnet("resnet18", 7).eval().to(memory_format=torch.channels_last)
-    content = {"model": model.state_dict(), "config": {"model": {"name": "resnet18"}}, "classes": list("abcdefg")}
-    torch.save(content, tmp_path / "bce.pt")
-    assert "classifier of 7 classes" in export_weights(str(tmp_path / "bce.pt"), tmp_path / "out/weights.pth")
-    other = torchvision.models.resnet18(num_classes=7).eval()
-    other.load_state_dict(torch.load(tmp_path / "out/weights.pth", weights_only=True), strict=True)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(other(images), model(images))
-
-
-def test_exported_trunk_gives_the_same_features(pretrained, tmp_path):
-    assert "trunk without fc" in export_weights(str(pretrained), tmp_path / "trunk.pth")
-    weights = torch.load(tmp_path / "trunk.pth", weights_only=True)
-    other = torchvision.models.resnet18()
-    missing, unexpected = other.load_state_dict(weights, strict=False)
-    assert missing == ["fc.weight", "fc.bias"] and unexpected == []
-    assert torch.equal(other.layer4[1].conv2.weight, torch.load(pretrained)["model"]["layer4.1.conv2.weight"])
-    with pytest.raises(UserError, match="no averaged weights"):
-        export_weights(str(pretrained), tmp_path / "ema.pth", use_ema=True)
 
 
 def test_completed_image_keeps_the_input_frequencies_and_the_figure_shows_it(pretrained, tmp_path):
@@ -107,6 +83,11 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
         with pytest.raises(SystemExit):
             __import__(entry).main(["--help"])
         told += capsys.readouterr().out
+    for script in (export_weights, config_diff):
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        told += capsys.readouterr().out
+    text = re.sub(r"^ +torchrun .* train\.py(.|\n)*?\n\n(.|\n)*?\n\n", "", text, flags=re.MULTILINE)  # timm's own flags
     sections = "run|data|filter|loss|model|optimizer|schedule|train|checkpoint|logging"
     knobs = set(re.findall(rf"`(?:{sections})\.\w+", text))
     assert len(knobs) > 10

@@ -1,0 +1,57 @@
+"""The keys in which two configs differ.
+
+python scripts/config_diff.py configs/pretrain_resnet50.yaml configs/pretrain_resnet50_paper.yaml
+python scripts/config_diff.py runs/finetune_resnet50_bce runs/finetune_resnet50_ce
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configs.schema import FinetuneConfig, PretrainConfig
+from utils.checkpoint import read_checkpoint
+from utils.config import build, from_dict, knobs, read_yaml, show, to_dict
+from utils.distributed import run_entry
+from utils.errors import UserError
+from utils.run_folder import flat
+
+
+def resolved(path: str) -> dict:
+    """All of a config, defaults too, as "section.key": value.
+
+    Args:
+        path: a YAML file, a run's folder or a checkpoint.
+    Raises: UserError if it is none of these or not valid.
+    """
+    if path.endswith((".pt", ".pth")):
+        saved = read_checkpoint(path).get("config")
+        if not isinstance(saved, dict):
+            raise UserError(f"{path}: holds no config; give a checkpoint of pretrain.py or finetune.py")
+        return flat(to_dict(from_dict(PretrainConfig if "filter" in saved else FinetuneConfig, saved, path)))
+    file = Path(path, "config.yaml") if Path(path).is_dir() else Path(path)
+    values = read_yaml(str(file))
+    kinds = [FinetuneConfig, PretrainConfig] if "finetune" in file.name else [PretrainConfig, FinetuneConfig]
+    # A YAML that names no key of one kind alone is taken for what its name says.
+    fitting = [kind for kind in kinds if values.keys() <= knobs(kind).keys()]
+    return flat(to_dict(build((fitting or kinds)[0], values)))
+
+
+def config_diff(one: str, other: str) -> list[str]:
+    """A line for each key that differs; "-" stands where only one of the two has it."""
+    before, after = resolved(one), resolved(other)
+    differing = [key for key in before | after if before.get(key, "-") != after.get(key, "-")]
+    return [f"{key}: {show(before.get(key, '-'))} -> {show(after.get(key, '-'))}" for key in differing]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="The keys in which two configs differ.")
+    parser.add_argument("configs", nargs=2, metavar="CONFIG", help="a YAML file, a run's folder or a checkpoint")
+    print("\n".join(config_diff(*parser.parse_args(argv).configs)) or "no key differs")
+    return 0
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

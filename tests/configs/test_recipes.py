@@ -1,0 +1,293 @@
+"""Recipes: their values are those of the papers and public codes, typed in here by hand, and each takes a step."""
+
+from __future__ import annotations
+
+import operator
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import finetune
+import pretrain
+from configs.schema import FinetuneConfig, PretrainConfig
+from scripts.config_diff import config_diff, main
+from tests.helpers import image_folder
+from tests.launch import ROOT
+from utils.checkpoint import read_checkpoint
+from utils.config import parse_command_line, to_dict, to_yaml
+from utils.errors import UserError
+from utils.schedule import learning_rate
+
+CODE_A_PRETRAINING = {
+    "data.train_crop_size": 224,
+    "data.crop_ratio": (0.2, 1.0),
+    "data.aspect_ratio": (0.8, 1.25),
+    "data.interpolation": "bilinear",
+    "data.flip_probability": 0.5,
+    "data.mean": (0.4, 0.4, 0.4),
+    "data.std": (0.2, 0.2, 0.2),
+    "filter.radius": 16,
+    "filter.outer_radius": None,
+    "filter.low_pass_probability": 0.5,
+    "filter.output": "abs",
+    "filter.clamp": None,
+    "filter.order": "normalize_first",
+    "loss.gamma": 1,
+    "loss.eps": 1e-7,
+    "loss.reduction": "image",
+    "loss.scope": "removed",
+    "loss.target": "gray",
+    "model.name": "resnet50",
+    "model.zero_init_last_batch_norm": False,
+    "model.sync_batch_norm": False,
+    "optimizer.learning_rate": 1.2e-3,
+    "optimizer.betas": (0.9, 0.95),
+    "optimizer.weight_decay": 0.05,
+    "optimizer.weight_decay_on": "all",
+    "optimizer.clip_grad_norm": 3.0,
+    "optimizer.ema_decay": None,
+    "schedule.epochs": 300,
+    "schedule.warmup_epochs": 20,
+    "schedule.warmup_learning_rate": 1.2e-5,  # 1 %
+    "schedule.final_learning_rate": 0,
+    "schedule.interval": "epoch",
+    "schedule.cosine_from": "warmup",
+    "train.batch_size": 2048,
+    "train.images_per_device": 256,
+    "run.weights": None,
+}
+CODE_B_PRETRAINING = {
+    **CODE_A_PRETRAINING,
+    "data.aspect_ratio": (3 / 4, 4 / 3),
+    "data.interpolation": "bicubic",
+    "data.mean": (0.485, 0.456, 0.406),
+    "data.std": (0.229, 0.224, 0.225),
+    "filter.low_pass_probability": 0.3,
+    "filter.output": "real",
+    "filter.clamp": (0.0, 1.0),
+    "filter.order": "filter_first",
+    "loss.eps": 1e-12,
+    "loss.reduction": "batch",
+    "loss.target": "rgb",
+    "model.zero_init_last_batch_norm": True,
+    "optimizer.learning_rate": 3e-4 * 2048 / 512,
+    "optimizer.weight_decay_on": "matrices",
+    "schedule.warmup_learning_rate": 2.5e-7 * 2048 / 512,
+    "schedule.final_learning_rate": 2.5e-6 * 2048 / 512,
+    "schedule.interval": "step",
+    "schedule.cosine_from": "start",
+}
+CODE_A_FINETUNING = {
+    "data.train_crop_size": 160,
+    "data.crop_ratio": (0.08, 1.0),
+    "data.flip_probability": 0.5,
+    "data.interpolation": "bicubic",
+    "data.mean": (0.4, 0.4, 0.4),
+    "data.std": (0.2, 0.2, 0.2),
+    "data.rand_augment_ops": 2,
+    "data.rand_augment_magnitude": 6,
+    "data.rand_augment_bins": 10,
+    "data.mixup_alpha": 0.1,
+    "data.cutmix_alpha": 1.0,
+    "data.val_resize_size": (235,),
+    "data.val_crop_size": 224,
+    "loss.name": "bce",
+    "loss.label_smoothing": 0.1,
+    "model.name": "resnet50",
+    "optimizer.learning_rate": 0.012,
+    "optimizer.betas": (0.9, 0.999),
+    "optimizer.weight_decay": 0.02,
+    "optimizer.weight_decay_on": "all",
+    "optimizer.clip_grad_norm": None,
+    "optimizer.ema_decay": None,
+    "schedule.epochs": 100,
+    "schedule.warmup_epochs": 5,
+    "schedule.warmup_learning_rate": 1.2e-4,
+    "schedule.final_learning_rate": 0,
+    "schedule.interval": "epoch",
+    "schedule.cosine_from": "warmup",
+    "train.batch_size": 2048,
+    "run.weights": None,
+}
+RSB_A2 = {"schedule.epochs": 300, "data.train_crop_size": 224, "data.rand_augment_magnitude": 7}
+RECIPES = {
+    "pretrain_resnet50": CODE_A_PRETRAINING,
+    "pretrain_resnet50_paper": CODE_B_PRETRAINING,
+    "pretrain_resnet50_crop0.1": {**CODE_A_PRETRAINING, "data.crop_ratio": (0.1, 1.0)},
+    "pretrain_resnet50_crop0.67": {**CODE_A_PRETRAINING, "data.crop_ratio": (0.67, 1.0)},
+    "finetune_resnet50_bce": CODE_A_FINETUNING,
+    "finetune_resnet50_ce": {**CODE_A_FINETUNING, "loss.name": "ce"},
+    "finetune_resnet50_scratch": CODE_A_FINETUNING,
+    "finetune_resnet50_supervised": {**CODE_A_FINETUNING, "run.weights": "torchvision:IMAGENET1K_V1"},
+    "finetune_resnet50_bce_300ep": {**CODE_A_FINETUNING, **RSB_A2},
+}
+SCORES = {  # as published, so that a header cannot drift
+    "pretrain_resnet50": ["78.826"],
+    "pretrain_resnet50_paper": ["78.5", "80.1"],
+    "pretrain_resnet50_crop0.1": ["78.842", "78.730", "78.738"],
+    "pretrain_resnet50_crop0.67": ["78.770"],
+    "finetune_resnet50_bce": ["78.826", "78.542", "78.952"],
+    "finetune_resnet50_ce": ["78.542", "78.952"],
+    "finetune_resnet50_scratch": ["78.952", "78.542", "78.1"],
+    "finetune_resnet50_supervised": ["78.942", "78.856", "78.794"],
+    "finetune_resnet50_bce_300ep": ["80.1"],
+}
+
+
+def read(name):
+    words = ["--config", str(ROOT / f"configs/{name}.yaml")]
+    return parse_command_line(PretrainConfig if name.startswith("pretrain") else FinetuneConfig, words, "a test")
+
+
+def test_every_recipe_of_a_resnet50_is_in_the_table():
+    assert {path.stem for path in (ROOT / "configs").glob("*_resnet50*.yaml")} == RECIPES.keys() == SCORES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_has_the_published_values(name):
+    config = read(name)
+    got = {key: operator.attrgetter(key)(config) for key in RECIPES[name]}
+    assert got == {
+        key: pytest.approx(value) if isinstance(value, float) else value for key, value in RECIPES[name].items()
+    }
+    assert config.run.output_dir == f"runs/{name}"
+    assert config.train.batch_size % (8 * config.train.images_per_device) == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_has_a_header_and_says_only_what_differs_from_its_base(name):
+    text = (ROOT / f"configs/{name}.yaml").read_text()
+    header = text[: re.search(r"^[a-z]", text, re.MULTILINE).start()]
+    assert f"configs/{name}.yaml" in header and "Cost: not run here. Score: " in header
+    assert re.search(r"Command: torchrun --nproc_per_node=8 (pretrain|finetune).py ", header)[1] == name.split("_")[0]
+    assert all(re.search(rf"(?<![\d.]){re.escape(score)}(?!\d)", header) for score in SCORES[name])
+    base = re.search(r"^base: (.+)\.yaml$", text, re.MULTILINE)
+    if base is None:
+        return
+    said = re.findall(r"^  (\w+):", text, re.MULTILINE)
+    lines = config_diff(str(ROOT / f"configs/{base[1]}.yaml"), str(ROOT / f"configs/{name}.yaml"))
+    extra = ["weights"] if name == "finetune_resnet50_scratch" else []  # said aloud, though the base has none either
+    assert sorted(said) == sorted([line.split(":")[0].split(".")[1] for line in lines] + extra)
+
+
+def test_learning_rates_over_the_epochs_are_those_of_the_public_codes():
+    rates = {}
+    for name in ("pretrain_resnet50", "pretrain_resnet50_paper"):
+        config = read(name)
+        rates[name] = [
+            learning_rate(
+                step, 100, config.schedule.epochs, config.optimizer.learning_rate, config.schedule.warmup_epochs,
+                config.schedule.warmup_learning_rate, config.schedule.final_learning_rate, config.schedule.interval,
+                config.schedule.cosine_from,
+            )
+            for step in range(0, 30000, 50)
+        ]  # fmt: skip
+    a, b = rates.values()
+    assert (
+        a[0] == a[1] == pytest.approx(1.2e-5)
+        and a[2 * 20] == pytest.approx(1.2e-3)
+        and a[2 * 160] == pytest.approx(6e-4)
+    )
+    assert b[0] == pytest.approx(1e-6) and b[1] > b[0]
+    assert b[2 * 20] == pytest.approx(0.989 * 1.2e-3, rel=1e-3) and b[-1] == pytest.approx(1e-5, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    image_folder(root / "train", per_class=4)
+    image_folder(root / "val", per_class=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A TORCH_HOME that holds torchvision's resnet18, and that network's first tensor."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "hub/checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    start = torchvision.models.resnet18().state_dict()
+    torch.save(start, home / "hub/checkpoints/resnet18-f37072fd.pth")
+    return home, start["conv1.weight"]
+
+
+TINY = [
+    "model.name=resnet18", "data.train_crop_size=32", "data.workers=0", "train.precision=float32", "run.device=cpu",
+    "train.images_per_device=8", "--batch-size", "8", "--epochs", "1", "schedule.warmup_epochs=0",
+    "logging.every_steps=1",
+]  # fmt: skip
+
+
+def run(name, images, output, *more):
+    """The recipe's entry point in this process, tiny."""
+    main, size = pretrain.main, ["filter.radius=3"]
+    if name.startswith("finetune"):
+        main, size = finetune.main, ["data.val_crop_size=32", "--val-resize-size", "32", "optimizer.learning_rate=1e-6"]
+    words = ["--config", str(ROOT / f"configs/{name}.yaml"), *TINY, *size, *more]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        assert main([*words, "--data-path", str(images), "--output-dir", str(output)]) == 0
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    return read_checkpoint(output / "checkpoints/last.pt")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(hub[0]))
+    saved = run(name, images, tmp_path)
+    assert saved["step"] == 1 and all(tensor.isfinite().all() for tensor in saved["model"].values())
+    moved = (saved["model"]["conv1.weight"] - hub[1]).abs().max()
+    assert (moved < 1e-4) == (name == "finetune_resnet50_supervised")
+    if name.startswith("pretrain"):
+        assert len(saved["model"]["decoder.0.bias"]) == (3072 if name.endswith("paper") else 1024)
+
+
+def test_pretraining_may_start_from_weights_too(images, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(hub[0]))
+    more = ["--weights", "torchvision:IMAGENET1K_V1", "optimizer.learning_rate=1e-6"]
+    saved = run("pretrain_resnet50_paper", images, tmp_path, *more)
+    assert (saved["model"]["conv1.weight"] - hub[1]).abs().max() < 1e-4 and saved["step"] == 1
+    told = (
+        "120 tensors matched, 2 (fc.weight, fc.bias) of the file left over, 2 (decoder.0.weight, decoder.0.bias) of the"
+    )
+    assert told in capsys.readouterr().out
+
+
+def test_config_diff_tells_keys_of_recipes_runs_and_checkpoints(tmp_path, capsys):
+    one, other = (str(ROOT / f"configs/{name}.yaml") for name in ("pretrain_resnet50", "pretrain_resnet50_crop0.1"))
+    expected = [
+        "run.output_dir: runs/pretrain_resnet50 -> runs/pretrain_resnet50_crop0.1",
+        "data.crop_ratio: [0.2, 1.0] -> [0.1, 1.0]",
+    ]
+    assert config_diff(one, other) == expected
+    config = to_dict(read("pretrain_resnet50_crop0.1"))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    torch.save({"config": config}, tmp_path / "last.pt")
+    for place in (tmp_path, tmp_path / "config.yaml", tmp_path / "last.pt"):
+        assert config_diff(one, str(place)) == expected
+    assert main([other, str(tmp_path)]) == 0 and capsys.readouterr().out == "no key differs\n"
+    lines = config_diff(one, str(ROOT / "configs/finetune_resnet50_ce.yaml"))
+    assert "filter.radius: 16.0 -> -" in lines and "loss.name: - -> ce" in lines
+    with pytest.raises(UserError, match="nowhere: cannot read this config"):
+        config_diff(one, str(tmp_path / "nowhere"))
+    Path(tmp_path / "bad.yaml").write_text("run: {sed: 1}")
+    with pytest.raises(UserError, match="bad.yaml: run.sed = 1: unknown key"):
+        config_diff(one, str(tmp_path / "bad.yaml"))
+    torch.save({"model": {}}, tmp_path / "none.pt")
+    with pytest.raises(UserError, match="none.pt: holds no config"):
+        config_diff(one, str(tmp_path / "none.pt"))
+
+
+def test_reading_a_recipe_downloads_nothing(monkeypatch):
+    def no_network(*arguments, **more):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    assert read("finetune_resnet50_supervised").run.weights == "torchvision:IMAGENET1K_V1"
