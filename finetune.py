@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
 def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | None) -> list[range]:
     """The steps still to take, cut where an evaluation is due, as it is now if we stand at a cut."""
     interval = plan.total_steps if every_epochs is None else every_epochs * plan.steps_per_epoch
-    ends = [*range(interval, plan.total_steps, interval), plan.total_steps]
-    ends = [end for end in ends if end >= completed]
+    ends = [end for end in (*range(interval, plan.total_steps, interval), plan.total_steps) if end >= completed]
     return [range(start, end) for start, end in zip([completed, *ends], ends, strict=False)]
 
 

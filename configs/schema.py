@@ -12,8 +12,8 @@ Problems = list[tuple[str, str]]  # ("section.key", what is wrong and what is al
 
 def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=None, flag=None):
     """One knob. `low` and `high` are inclusive bounds, `above` an exclusive lower one, for each number of a tuple."""
-    limits = {"low": low, "high": high, "above": above, "choices": choices}
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "flag": flag, **limits})
+    told = {"meaning": meaning, "unit": unit, "flag": flag}
+    return field(default=default, metadata=told | {"low": low, "high": high, "above": above, "choices": choices})
 
 
 # What may differ when a run is resumed: where it runs and what it leaves behind, not its recipe.

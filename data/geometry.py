@@ -5,13 +5,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 
 def train_transform(
-    crop_size: int,
-    crop_ratio: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    flip_probability: float,
-    interpolation: str = "bicubic",
-    rand_augment: tuple[int, int, int] = (0, 0, 2),
-) -> v2.Compose:
+    crop_size: int, crop_ratio: tuple[float, float], aspect_ratio: tuple[float, float], flip_probability: float,
+    interpolation: str = "bicubic", rand_augment: tuple[int, int, int] = (0, 0, 2),
+) -> v2.Compose:  # fmt: skip
     """Random resized crop, flip, RandAugment. It draws from torch's CPU generator: call it inside `keyed_torch`.
 
     Args:

@@ -52,12 +52,9 @@ class EvaluationSamples(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return evaluation_crops(decode_image(self.folder.path(index)), *self.geometry), int(self.folder.labels[index])
 
-    def __len__(self) -> int:
-        return len(self.folder)
-
 
 def batch_loader(samples: Dataset, batches, workers: int, device: torch.device) -> DataLoader:
-    """A loader over lists of keys, pinned for a GPU; its workers outlive SIGTERM and die with their rank."""
+    """A loader over lists of keys, pinned for a GPU; its workers are spared the rank's signals and die with it."""
     return DataLoader(
         samples, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
         worker_init_fn=shield_worker, prefetch_factor=4 if workers else None,

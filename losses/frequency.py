@@ -30,8 +30,8 @@ class MaskedFrequencyLoss:
                 f"radius = {radius}, outer_radius = {outer_radius}, gamma = {gamma}, eps = {eps}: "
                 "must be 0 < radius < outer_radius, gamma > 0, eps > 0"
             )
-        self.radius, self.outer_radius, self.gamma, self.eps = radius, outer_radius, gamma, eps
-        self.reduction, self.scope = reduction, scope
+        self.side = radius, outer_radius, scope
+        self.gamma, self.eps, self.reduction = gamma, eps, reduction
 
     def __call__(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
         """The loss of a batch.
@@ -51,7 +51,7 @@ class MaskedFrequencyLoss:
             raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
         with torch.autocast(predicted.device.type, enabled=False):
             difference = full_precision(predicted) - full_precision(target)  # F is linear: one transform, not two
-            if_low, if_high = self.counted_bins(predicted.shape[-2:], predicted.device)
+            if_low, if_high = counted_bins(*predicted.shape[-2:], *self.side, predicted.device)
             weight = torch.where(keep_low[:, None, None], if_low, if_high).to(difference.dtype)  # (B, U, V)
             total = SpectralDistance.apply(difference, weight, self.gamma, self.eps)
             return total / (weight.sum((1, 2)) * predicted.shape[1])
@@ -60,17 +60,14 @@ class MaskedFrequencyLoss:
         """The batch's loss from `per_image`'s result; `size` is (H, W)."""
         if self.reduction == "image":
             return per_image.mean()
-        if_low, if_high = self.counted_bins(size, per_image.device)
+        if_low, if_high = counted_bins(*size, *self.side, per_image.device)
         count = torch.where(keep_low, if_low.sum(), if_high.sum()).to(per_image.dtype)
         return (per_image * count).sum() / count.sum()
 
-    def counted_bins(self, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weight of each bin of the half spectrum, (U, V) float64, if the low and if the high side was kept."""
-        return counted_bins(*size, self.radius, self.outer_radius, self.scope, device)
-
 
 @functools.lru_cache(maxsize=64)
-def counted_bins(height, width, radius, outer_radius, scope, device):
+def counted_bins(height, width, radius, outer_radius, scope, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight of each bin of the half spectrum, (U, V) float64, if the low and if the high side was kept."""
     low = kept_when_low(height, width, radius, outer_radius, device)
     every = column_weight(width, device).expand(low.shape)
     return (every * ~low, every * low) if scope == "removed" else (every, every)

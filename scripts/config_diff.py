@@ -16,7 +16,7 @@ from utils.checkpoint import read_checkpoint
 from utils.config import build, from_dict, knobs, read_yaml, show, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.run_folder import flat
+from utils.run import flat
 
 
 def resolved(path: str) -> dict:

@@ -18,8 +18,7 @@ from models.resnet import masked_frequency_model, resnet
 from tests.helpers import image_folder
 from utils.distributed import World, join
 from utils.evaluation import evaluate, share_of_rank
-from utils.optimizer import adamw
-from utils.training import TrainingState, training_step
+from utils.training import TrainingState, adamw, training_step
 
 BATCH, PER_DEVICE = 8, 2
 

@@ -35,10 +35,7 @@ class Checkpoints:
         path = self.folder / f"step_{step:08d}.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
-        link = self.folder / "last.pt.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        os.replace(link, self.folder / "last.pt")
+        self.point_last_at(path)
         for old in self.all()[: -self.keep]:
             if old != path:
                 old.unlink(missing_ok=True)
@@ -47,13 +44,20 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Oldest first."""
-        return sorted(path for path in self.folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))
+        return sorted(self.folder.glob("step_????????.pt"))
+
+    def point_last_at(self, path: Path) -> None:
+        link = self.folder / "last.pt.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, self.folder / "last.pt")
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints of more steps, of a branch that is given up, so that nothing takes them for the newest."""
         for path in self.all():
             if int(path.stem.removeprefix("step_")) > step:
                 path.rename(path.with_name(path.name + ".abandoned"))
+                self.point_last_at(self.newest() or path)
 
     def newest(self) -> Path | None:
         return (self.all() or [None])[-1]

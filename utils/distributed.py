@@ -53,9 +53,6 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def cores_of_a_rank(self) -> int:
-        return max(1, available_cores() // self.local_size)
-
 
 def join(device: str, timeout_minutes: float) -> World:
     """Join the job torchrun started (or be one of one process) on this rank's own device.
@@ -131,21 +128,20 @@ def die_with_parent(death_signal: int) -> None:
 
 def shield_worker(worker: int) -> None:
     """For loader workers: a stop signal to the group is the rank's to answer, and a dead rank needs no loader."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    os.setpgrp()
     die_with_parent(signal.SIGKILL)
 
 
 def run_entry(main, argv: list[str]) -> None:
     """Run an entry point. A user's error is one line without traceback and exit code 2, on the rank that met it.
 
-    A failed rank leaves at once: a clean-up could wait for other ranks, or for loader workers, which ignore SIGTERM but
-    die with their rank. torchrun then ends the other ranks and names the first failure in its summary.
+    A failed rank leaves at once, since a clean-up could wait for other ranks; its loader workers die with it. torchrun
+    then ends the other ranks and names the first failure in its summary.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         code = main(argv)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = traceback.format_exc()
         if isinstance(error, UserError):
             # Through a loader worker the message arrives with the worker's traceback before it.

@@ -19,13 +19,9 @@ def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]
 @torch.inference_mode()
 @exact_float32()
 def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    prepare: Callable[[torch.Tensor], torch.Tensor],
-    resize_sizes: tuple[int, ...],
-    length: int,
-    world: World,
-) -> list[dict]:
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    prepare: Callable[[torch.Tensor], torch.Tensor], resize_sizes: tuple[int, ...], length: int, world: World,
+) -> list[dict]:  # fmt: skip
     """Top-1, top-5 and mean cross-entropy at each resize size.
 
     Args:

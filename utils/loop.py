@@ -30,16 +30,9 @@ class StopRequest:
 
 
 def train(
-    state: TrainingState,
-    micro_batches: Iterator,
-    loss_of: Callable,
-    learning_rate_of: Callable[[int], float],
-    steps: range,
-    plan,
-    run: Run,
-    log: RunLog,
-    content: dict,
-) -> int:
+    state: TrainingState, micro_batches: Iterator, loss_of: Callable, learning_rate_of: Callable[[int], float],
+    steps: range, plan, run: Run, log: RunLog, content: dict,
+) -> int:  # fmt: skip
     """Take these optimizer steps, or fewer on a stop request.
 
     Args:
@@ -48,7 +41,7 @@ def train(
         plan: has `steps_per_epoch` and `accumulation` (data.sampling.BatchPlan).
         content: what a checkpoint holds beside the state (config, classes).
     Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.
-    Raises: NonFiniteError on all ranks together, at log intervals, the end, or a stop request.
+    Raises: UserError if loss or gradient is not finite, on all ranks together, when a log line or checkpoint is due.
     """
     with StopRequest() as stop:
         for step in steps:

@@ -26,24 +26,23 @@ def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def set_tf32(on: bool) -> None:
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
 @contextlib.contextmanager
 def exact_float32():
     """Without TF32, whatever the run trains with."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    before = torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    yield
+    set_tf32(before)
 
 
 def set_numerics(dtype: torch.dtype, tf32: bool | None, deterministic: bool) -> None:
     """Process-wide switches: TF32 (None: on unless working in float32), and determinism against autotuning."""
-    use_tf32 = dtype != torch.float32 if tf32 is None else tf32
-    torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = use_tf32
+    set_tf32(dtype != torch.float32 if tf32 is None else tf32)
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it

@@ -4,16 +4,10 @@ import math
 
 
 def learning_rate(
-    step: int,
-    steps_per_epoch: int,
-    epochs: int,
-    peak: float,
-    warmup_epochs: float = 0.0,
-    warmup_learning_rate: float = 0.0,
-    final_learning_rate: float = 0.0,
-    interval: str = "step",
-    cosine_from: str = "warmup",
-) -> float:
+    step: int, steps_per_epoch: int, epochs: int, peak: float, warmup_epochs: float = 0.0,
+    warmup_learning_rate: float = 0.0, final_learning_rate: float = 0.0,
+    interval: str = "step", cosine_from: str = "warmup",
+) -> float:  # fmt: skip
     """The learning rate of optimizer step `step`, counted from 0.
 
     Args:

@@ -7,22 +7,13 @@ import torch
 
 
 @functools.lru_cache(maxsize=64)
-def squared_frequency(height: int, width: int) -> np.ndarray:
-    """u² + v² of each bin, (H, W//2 + 1) int64; u in [-H/2, H/2), v in [0, W/2]."""
-    u = np.minimum(np.arange(height), height - np.arange(height))
-    v = np.arange(width // 2 + 1)
-    return u[:, None] ** 2 + v[None, :] ** 2
-
-
-@functools.lru_cache(maxsize=64)
-def kept_when_low(
-    height: int, width: int, radius: float, outer_radius: float | None, device: torch.device
-) -> torch.Tensor:
+def kept_when_low(height: int, width: int, radius: float, outer_radius: float | None, device) -> torch.Tensor:
     """The bins a low-pass image keeps: d < radius, and d ≥ outer_radius where there is one. (H, W//2 + 1) bool.
 
     Raises: ValueError if either side has no bin.
     """
-    squared = squared_frequency(height, width)
+    u = np.minimum(np.arange(height), height - np.arange(height))
+    squared = u[:, None] ** 2 + np.arange(width // 2 + 1) ** 2  # (H, W//2 + 1) integers
     low = squared < radius**2
     if outer_radius is not None:
         low |= squared >= outer_radius**2
@@ -40,7 +31,5 @@ def kept_when_low(
 def column_weight(width: int, device: torch.device) -> torch.Tensor:
     """How many columns of the full spectrum each of the half spectrum stands for: (W//2 + 1,) float64 of 1 and 2."""
     weight = np.full(width // 2 + 1, 2.0)
-    weight[0] = 1.0
-    if width % 2 == 0:
-        weight[-1] = 1.0
+    weight[[0] if width % 2 else [0, -1]] = 1.0
     return torch.from_numpy(weight).to(device)

@@ -18,8 +18,18 @@ OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each:
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count), both scalars on the device
 
 
-class NonFiniteError(UserError):
-    """The loss or its gradient was not a number."""
+def adamw(
+    model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float, weight_decay_on: str
+) -> torch.optim.AdamW:
+    """Fused AdamW, whose update can be masked on the device (`found_inf`).
+
+    Args:
+        weight_decay_on: "all" parameters (public code A), or "matrices": none on biases and other 1-D parameters.
+    """
+    decayed = [p for p in model.parameters() if weight_decay_on == "all" or p.dim() > 1]
+    spared = [p for p in model.parameters() if weight_decay_on != "all" and p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
 
 
 class TrainingState:
@@ -75,10 +85,10 @@ class TrainingState:
         return int(self.health[2]) <= (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0)
 
     def check_health(self) -> None:
-        """Waits for the device. Raises: NonFiniteError with the first bad step."""
+        """Waits for the device. Raises: UserError with the first bad step."""
         if not self.is_healthy():
             _, _, bad, first, _ = self.health.tolist()
-            raise NonFiniteError(
+            raise UserError(
                 f"loss or gradient is not finite from step {first + 1} on ({bad} steps in a row); no weight and "
                 "no checkpoint holds a trace of it; try a lower optimizer.learning_rate, optimizer.clip_grad_norm or "
                 "train.precision=float32, and go on with --resume auto"
@@ -86,12 +96,9 @@ class TrainingState:
 
 
 def training_step(
-    state: TrainingState,
-    step: int,
-    learning_rate: float,
-    micro_batches: list,
+    state: TrainingState, step: int, learning_rate: float, micro_batches: list,
     loss_of: Callable[..., tuple[torch.Tensor, Metrics]],
-) -> Metrics:
+) -> Metrics:  # fmt: skip
     """One update from this rank's micro-batches; the gradient is the mean over all ranks' micro-batches.
 
     Args:

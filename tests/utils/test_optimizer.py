@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.resnet import resnet
-from utils.optimizer import adamw
+from utils.training import adamw
 
 
 def groups_by_name(model, optimizer):

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.distributed import World
-from utils.optimizer import adamw
-from utils.training import OVERFLOWS_IN_A_ROW, NonFiniteError, TrainingState, training_step
+from utils.errors import UserError
+from utils.training import OVERFLOWS_IN_A_ROW, TrainingState, adamw, training_step
 
 BETAS, DECAY = (0.9, 0.95), 0.05
 FLOATS = [torch.float64, torch.float32]
@@ -209,7 +209,7 @@ def test_one_bad_micro_batch_leaves_no_trace(fault, turn, dtype):
     before = tensors(state)
     take(state, [2], dtype=dtype, how=only_in([turn], fault))
     assert_identical(before, tensors(state))
-    with pytest.raises(NonFiniteError, match=r"from step 3 on \(1 steps in a row\).*optimizer\.learning_rate"):
+    with pytest.raises(UserError, match=r"from step 3 on \(1 steps in a row\).*optimizer\.learning_rate"):
         state.check_health()
     take(state, [3], dtype=dtype)
     take(untouched, [3], dtype=dtype)
@@ -224,7 +224,7 @@ def test_the_first_of_several_bad_steps_is_named(precision):
     state.check_health()
     take(state, range(3, 7), dtype=torch.float32, how=only_in([1], nan_input))
     assert not state.is_healthy()
-    with pytest.raises(NonFiniteError, match=r"from step 4 on \(4 steps in a row\)"):
+    with pytest.raises(UserError, match=r"from step 4 on \(4 steps in a row\)"):
         state.check_health()
 
 
@@ -234,7 +234,7 @@ def test_a_bad_step_is_told_at_the_next_check_even_if_good_ones_follow(bad, told
     for step in range(6):
         take(state, [step], dtype=torch.float32, how=nan_input if step in bad else squared_error)
     assert not state.is_healthy()
-    with pytest.raises(NonFiniteError, match=told):
+    with pytest.raises(UserError, match=told):
         state.check_health()
 
 
@@ -289,7 +289,7 @@ def test_float16_overflows_in_a_row_are_fatal_at_last():
     take(state, [23], dtype=torch.float32, how=nan_input)
     assert OVERFLOWS_IN_A_ROW == 20
     assert not state.is_healthy()
-    with pytest.raises(NonFiniteError, match=r"from step 4 on \(21 steps in a row\)"):
+    with pytest.raises(UserError, match=r"from step 4 on \(21 steps in a row\)"):
         state.check_health()
 
 

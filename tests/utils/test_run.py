@@ -16,7 +16,7 @@ from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig
 from utils.checkpoint import Checkpoints
 from utils.config import parse_command_line, to_dict
 from utils.errors import UserError
-from utils.run_folder import find_resume, read_resume, write_config, write_json
+from utils.run import find_resume, read_resume, write_config, write_json
 
 
 @pytest.fixture
