@@ -67,9 +67,6 @@ class MicroBatches:
     def __init__(self, plan: BatchPlan, seed: int, first_step: int = 0):
         self.plan, self.seed, self.first_step = plan, seed, first_step
 
-    def __len__(self) -> int:
-        return max(0, self.plan.total_steps - self.first_step) * self.plan.accumulation
-
     def __iter__(self):
         plan, ordered_epoch = self.plan, None
         for step in range(self.first_step, plan.total_steps):

@@ -92,7 +92,9 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
             return load_file(path)
         if not foreign or zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load itself would take a flipped bit for a weight
+                # torch.load would take a flipped bit for a weight, and leave memory unset for what is marked a folder.
+                folders = "".join(entry.filename for entry in archive.infolist() if entry.external_attr & 16)
+                damaged = archive.testzip() or folders
         with torch.serialization.safe_globals(HARMLESS):
             content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
