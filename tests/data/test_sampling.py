@@ -73,14 +73,11 @@ def test_resuming_yields_the_tail(job, data):
     for plan in rank_plans(*job):
         whole = list(MicroBatches(plan, SEED))
         first = data.draw(st.integers(0, plan.total_steps), label="completed steps")
-        resumed = MicroBatches(plan, SEED, first)
-        assert list(resumed) == whole[first * plan.accumulation :]
-        assert len(resumed) == len(list(resumed))
+        assert list(MicroBatches(plan, SEED, first)) == whole[first * plan.accumulation :]
 
 
 def test_a_run_that_is_already_complete_yields_nothing():
     plan = BatchPlan.make(10, 4, 2, 0, 1, epochs=2)
-    assert list(MicroBatches(plan, SEED, first_step=9)) == []
     assert list(MicroBatches(plan, SEED, first_step=9)) == []
 
 
