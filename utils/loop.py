@@ -37,7 +37,6 @@ def train(
 
     Args:
         micro_batches: this rank's, tuples of tensors, `plan.accumulation` to a step.
-        learning_rate_of: of the step.
         plan: has `steps_per_epoch` and `accumulation` (data.sampling.BatchPlan).
         content: what a checkpoint holds beside the state (config, classes).
     Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.

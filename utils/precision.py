@@ -34,10 +34,13 @@ def set_tf32(on: bool) -> None:
 @contextlib.contextmanager
 def exact_float32():
     """Without TF32, whatever the run trains with."""
-    before = torch.backends.cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     set_tf32(False)
-    yield
-    set_tf32(before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def set_numerics(dtype: torch.dtype, tf32: bool | None, deterministic: bool) -> None:

@@ -83,6 +83,7 @@ def test_checkpoints_of_a_branch_that_is_given_up_are_set_aside(tmp_path):
         saver.save(step, content())
     saver.set_aside_after(5)
     assert [path.name for path in saver.all()] == ["step_00000005.pt"]
+    assert read_checkpoint(saver.folder / "last.pt")["step"] == 5
     saver.save(10, content(2.0))
     assert read_checkpoint(saver.newest())["model"]["weight"][0, 0] == 2
     assert read_checkpoint(saver.folder / "step_00000015.pt.abandoned")["step"] == 15
