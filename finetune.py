@@ -9,6 +9,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from configs.schema import FREE_TO_CHANGE, FinetuneConfig
@@ -16,8 +17,8 @@ from data.folder import ImageFolder
 from data.geometry import train_transform
 from data.mixing import Mixing
 from data.pixels import Normalizer, unit_float
-from data.samples import EvaluationSamples, LabelledSamples, batch_loader
-from data.sampling import BatchPlan, MicroBatches
+from data.samples import EvaluationSamples, TrainingSamples, batch_loader, label
+from data.sampling import BatchPlan
 from losses.classification import ClassificationLoss
 from models.resnet import resnet
 from models.weights import load_weights, start_from, weights_of
@@ -38,10 +39,9 @@ def main(argv: list[str]) -> int:
     run = open_run(config)
     folder = ImageFolder(str(Path(config.data.data_path) / "train"))
     val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
-    plan = BatchPlan.make(
-        len(folder), config.train.batch_size, config.train.images_per_device,
-        run.world.rank, run.world.size, config.schedule.epochs,
-    )  # fmt: skip
+    t = config.train
+    cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
+    plan = BatchPlan.make(len(folder), *cut)
     config = resolved(config, plan.images_per_device, run.dtype)
 
     with keyed_torch(config.run.seed, "initialisation"):
@@ -86,8 +86,8 @@ def training_batches(config: FinetuneConfig, folder: ImageFolder, plan: BatchPla
     transform = train_transform(
         d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation, augment
     )
-    samples = LabelledSamples(folder, transform, config.run.seed)
-    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), run.workers, run.world.device)
+    samples = TrainingSamples(folder, transform, config.run.seed, partial(label, folder), d.on_bad_image == "skip")
+    return batch_loader(samples, plan.micro_batches(completed), *run.loading)
 
 
 def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, device):
@@ -112,7 +112,7 @@ def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder,
     d = config.data
     samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
     mine = share_of_rank(len(folder), run.world, d.val_batch_size)
-    batches = batch_loader(samples, mine, run.workers, run.world.device)
+    batches = batch_loader(samples, mine, *run.loading)
     normalize = Normalizer(d.mean, d.std, run.world.device)
     rows = evaluate(
         model, batches, lambda images: normalize(unit_float(images)), d.val_resize_size, len(folder), run.world
@@ -130,9 +130,8 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
         )
     trained = saved["config"]["data"]
     data = replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"]))
-    # `auto`: an evaluation may write beside the checkpoints of a run, it continues nothing.
-    config = replace(config, data=data, run=replace(config.run, resume="auto"))
-    run = open_run(config)
+    config = replace(config, data=data)
+    run = open_run(config, writes_checkpoints=False)
     folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
     model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
     run.say(load_weights(model, weights_of(saved, path, config.run.use_ema)[1], path))

@@ -6,6 +6,7 @@ python pretrain.py --help                                         # every knob
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from configs.schema import FREE_TO_CHANGE, PretrainConfig
@@ -13,8 +14,8 @@ from data.folder import ImageFolder
 from data.frequency_filter import FrequencyFilter
 from data.geometry import train_transform
 from data.pixels import Normalizer, unit_float
-from data.samples import PretrainingSamples, batch_loader
-from data.sampling import BatchPlan, MicroBatches
+from data.samples import TrainingSamples, batch_loader, filter_coin
+from data.sampling import BatchPlan
 from losses.frequency import MaskedFrequencyLoss, grayscale
 from models.resnet import masked_frequency_model
 from models.weights import start_from
@@ -29,10 +30,9 @@ def main(argv: list[str]) -> int:
     config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
     run = open_run(config)
     folder = ImageFolder(str(Path(config.data.data_path) / "train"))
-    plan = BatchPlan.make(
-        len(folder), config.train.batch_size, config.train.images_per_device,
-        run.world.rank, run.world.size, config.schedule.epochs,
-    )  # fmt: skip
+    t = config.train
+    cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
+    plan = BatchPlan.make(len(folder), *cut)
     config = resolved(config, plan.images_per_device, run.dtype)
 
     with keyed_torch(config.run.seed, "initialisation"):
@@ -65,8 +65,9 @@ def training_batches(config: PretrainConfig, folder: ImageFolder, plan: BatchPla
     """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, keep_low (B,) bool."""
     d = config.data
     transform = train_transform(d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation)
-    samples = PretrainingSamples(folder, transform, config.run.seed, config.filter.low_pass_probability)
-    return batch_loader(samples, MicroBatches(plan, config.run.seed, completed), run.workers, run.world.device)
+    coin = partial(filter_coin, config.run.seed, config.filter.low_pass_probability)
+    samples = TrainingSamples(folder, transform, config.run.seed, coin, d.on_bad_image == "skip")
+    return batch_loader(samples, plan.micro_batches(completed), *run.loading)
 
 
 def pretraining_loss(config: PretrainConfig, device):
@@ -85,10 +86,9 @@ def pretraining_loss(config: PretrainConfig, device):
         else:
             filtered = normalize(frequency_filter(unit_float(images), keep_low))
         predicted = model(filtered)  # (B, C, H, W), C = 1 or 3
-        errors = frequency_loss.per_image(predicted, target_of(clean), keep_low)  # (B,)
-        loss = frequency_loss.reduce(errors, keep_low, images.shape[-2:])
+        errors, bins = frequency_loss.per_image(predicted, target_of(clean), keep_low)  # (B,), (B,)
         told = errors.detach()
-        return loss, {
+        return frequency_loss.reduce(errors, bins), {
             "loss_low_pass": ((told * keep_low).sum(), keep_low.sum()),
             "loss_high_pass": ((told * ~keep_low).sum(), (~keep_low).sum()),
         }

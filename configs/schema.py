@@ -19,8 +19,9 @@ def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=
 # What may differ when a run is resumed: where it runs and what it leaves behind, not its recipe.
 FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
-    run.eval_only run.evaluate_every_epochs data.data_path data.workers data.val_batch_size data.val_resize_size
-    data.val_crop_size checkpoint.every_steps checkpoint.every_minutes checkpoint.keep logging.every_steps""".split()
+    run.eval_only run.evaluate_every_epochs data.data_path data.workers data.on_bad_image data.val_batch_size
+    data.val_resize_size data.val_crop_size checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
+    checkpoint.on_save_error logging.every_steps""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -57,6 +58,8 @@ class Data:
     mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, channels in [0, 1]")
     std: tuple[float, float, float] = knob((0.229, 0.224, 0.225), "normalisation, channels in [0, 1]", above=0)
     workers: int | None = knob(None, "loader processes a rank; null: the cores a rank has", low=0, high=256)
+    on_bad_image: str = knob("error", "skip: train on another image instead of an unreadable one, and log it",
+                             choices=("error", "skip"))
 
     def problems(self) -> Problems:
         return ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
@@ -167,6 +170,8 @@ class Checkpoint:
     every_steps: int | None = knob(None, "save after so many optimizer steps; null: by time alone", "steps", low=1)
     every_minutes: float = knob(15.0, "save after so many minutes", "minutes", above=0)
     keep: int = knob(3, "newest checkpoints kept", low=1)
+    on_save_error: str = knob("stop", "what a full disk does; the last save of a run or stop always stops",
+                              choices=("stop", "continue"))
 
 
 @dataclass(frozen=True)

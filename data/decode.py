@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as torchvision_decode
 
@@ -15,12 +15,13 @@ def decode_image(path: str) -> torch.Tensor:
     """An image file as (3, H, W) uint8 RGB: an animation's first frame, EXIF rotation not applied (ImageNet practice).
 
     Grey, CMYK, palette and 16-bit images are converted, alpha is dropped, the content decides and not the name.
-    Raises: UserError naming a file that is missing or holds no image.
+    Raises: UserError naming a file that is missing, holds no image, or claims more than 179 million pixels.
     """
     try:
         encoded = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); was it moved or removed?") from error
+    refuse_bomb(path, encoded)
     try:
         image = torchvision_decode(torch.from_numpy(encoded), ImageReadMode.RGB)
     except (RuntimeError, ValueError):
@@ -28,6 +29,16 @@ def decode_image(path: str) -> torch.Tensor:
     if image.dtype == torch.uint16:
         image = from_16_bit(image.to(torch.int32))
     return image[0] if image.dim() == 4 else image
+
+
+def refuse_bomb(path: str, encoded: np.ndarray) -> None:
+    """Look at the header alone (3 % of a decode): a small file can claim more pixels than the memory holds."""
+    try:
+        Image.open(io.BytesIO(encoded)).close()
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: refused before decoding ({error}); replace or remove the file") from error
+    except Exception:
+        return  # the decoders say what is wrong with it
 
 
 def decode_with_pillow(path: str, encoded: np.ndarray) -> torch.Tensor:
@@ -39,7 +50,8 @@ def decode_with_pillow(path: str, encoded: np.ndarray) -> torch.Tensor:
                 return gray.expand(3, *gray.shape)
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
     except Exception as error:  # Pillow's readers raise whatever they stumble over
-        reason = f"{type(error).__name__}: {error}" if encoded.size else "the file is empty"
+        unknown = "of no known format" if encoded.size else "the file is empty"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove the file") from error
 
 

@@ -31,6 +31,10 @@ def evaluation_crops(
     image: torch.Tensor, resize_sizes: tuple[int, ...], crop_size: int, interpolation: str = "bicubic"
 ) -> torch.Tensor:
     """For each size: short side to that size, then the centre crop. (3, H, W) -> (sizes, 3, crop_size, crop_size)."""
+    height, width = image.shape[-2:]
+    longest = 16 * min(height, width)  # of 1×5000 pixels at size 235 the whole would come to 276 million
+    if max(height, width) > longest:
+        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
     mode = InterpolationMode(interpolation)
     resized = (v2.functional.resize(image, [size], interpolation=mode, antialias=True) for size in resize_sizes)
     return torch.stack([v2.functional.center_crop(one, [crop_size]) for one in resized])

@@ -1,5 +1,6 @@
 """Samples as the loader's workers make them: uint8 images, and what belongs to each."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -9,38 +10,51 @@ from data.decode import decode_image
 from data.folder import ImageFolder
 from data.geometry import evaluation_crops
 from utils.distributed import shield_worker
+from utils.errors import UserError
 from utils.seeding import keyed_numpy, keyed_torch
 
+REPLACEMENTS = 20  # tries for an unreadable image
 
-class TrainingImages(Dataset):
-    """Augmented images by (epoch, index); the augmentation is a function of (seed, epoch, index)."""
 
-    def __init__(self, folder: ImageFolder, transform: Callable[[torch.Tensor], torch.Tensor], seed: int):
+class TrainingSamples(Dataset):
+    """(image (3, S, S) uint8, what belongs to it, what to tell) by (epoch, index), a function of these and the seed.
+
+    Args:
+        belonging: (epoch, index, number of the image taken) -> what the loss needs besides: `filter_coin`, `label`.
+        skip_bad: take another image, drawn by the same key, for an unreadable one, and tell of it.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: Callable, seed: int, belonging: Callable, skip_bad=False):
         self.folder, self.transform, self.seed = folder, transform, seed
+        self.belonging, self.skip_bad = belonging, skip_bad
 
-    def image(self, epoch: int, index: int) -> torch.Tensor:
-        decoded = decode_image(self.folder.path(index))
-        with keyed_torch(self.seed, "augmentation", epoch, index):
-            return self.transform(decoded)
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, bool | int, str]:
+        decoded, taken, told = self.decode(*key)
+        with keyed_torch(self.seed, "augmentation", *key):
+            return self.transform(decoded), self.belonging(*key, taken), told
+
+    def decode(self, epoch: int, index: int) -> tuple[torch.Tensor, int, str]:
+        try:
+            return decode_image(self.folder.path(index)), index, ""
+        except UserError as error:
+            if not self.skip_bad:
+                raise
+            reason = str(error)
+        for other in keyed_numpy(self.seed, "replacement", epoch, index).integers(len(self.folder), size=REPLACEMENTS):
+            with contextlib.suppress(UserError):
+                path = self.folder.path(other)
+                return decode_image(path), int(other), f"{reason}; replaced by {path}"
+        raise UserError(f"{reason}; nor can {REPLACEMENTS} images drawn in its place: run scripts/check_data.py")
 
 
-class PretrainingSamples(TrainingImages):
-    """(image (3, S, S) uint8, keep_low bool): the filter coin is a function of (seed, epoch, index) too."""
-
-    def __init__(self, folder, transform, seed: int, low_pass_probability: float):
-        super().__init__(folder, transform, seed)
-        self.low_pass_probability = low_pass_probability
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, bool]:
-        coin = keyed_numpy(self.seed, "coin", *key).random()
-        return self.image(*key), bool(coin < self.low_pass_probability)
+def filter_coin(seed: int, low_pass_probability: float, epoch: int, index: int, _taken: int) -> bool:
+    """keep_low of a sample: a function of (seed, epoch, index)."""
+    return bool(keyed_numpy(seed, "coin", epoch, index).random() < low_pass_probability)
 
 
-class LabelledSamples(TrainingImages):
-    """(image (3, S, S) uint8, class number)."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        return self.image(*key), int(self.folder.labels[key[1]])
+def label(folder: ImageFolder, _epoch: int, _index: int, taken: int) -> int:
+    """The class number."""
+    return int(folder.labels[taken])
 
 
 class EvaluationSamples(Dataset):
@@ -53,9 +67,15 @@ class EvaluationSamples(Dataset):
         return evaluation_crops(decode_image(self.folder.path(index)), *self.geometry), int(self.folder.labels[index])
 
 
-def batch_loader(samples: Dataset, batches, workers: int, device: torch.device) -> DataLoader:
-    """A loader over lists of keys, pinned for a GPU; its workers are spared the rank's signals and die with it."""
+def batch_loader(
+    samples: Dataset, batches, workers: int, device: torch.device, timeout_minutes: float = 0
+) -> DataLoader:
+    """A loader over lists of keys, pinned for a GPU; its workers are spared the rank's signals and die with it.
+
+    A worker that gives no batch for timeout_minutes (0: no limit) is an error.
+    """
     return DataLoader(
         samples, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
         worker_init_fn=shield_worker, prefetch_factor=4 if workers else None,
+        timeout=60 * timeout_minutes if workers else 0,
     )  # fmt: skip

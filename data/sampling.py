@@ -1,5 +1,7 @@
 """Which image when: a pure function of seed and step, whatever the number of ranks, workers and interruptions."""
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,13 @@ class BatchPlan:
     length: int  # training images
     batch_size: int  # images of an optimizer step, all ranks together
     images_per_device: int  # images of a micro-batch
+    epochs: int
+    seed: int
     rank: int
     world_size: int
-    epochs: int
 
     @classmethod
-    def make(cls, length, batch_size, images_per_device, rank, world_size, epochs) -> "BatchPlan":
+    def make(cls, length, batch_size, images_per_device, epochs, seed=0, rank=0, world_size=1) -> "BatchPlan":
         """Check and fill in: images_per_device None means batch_size / world_size.
 
         Raises: UserError with the nearest batch sizes where something does not divide, or on too few images.
@@ -36,7 +39,7 @@ class BatchPlan:
             raise UserError(f"train.batch_size = {batch_size}: does not divide into {cause}; nearest that do: {near}")
         if length < batch_size:
             raise UserError(f"train.batch_size = {batch_size}: more than the {length} training images; lower it")
-        return cls(length, batch_size, images_per_device or batch_size // world_size, rank, world_size, epochs)
+        return cls(length, batch_size, images_per_device or batch_size // world_size, epochs, seed, rank, world_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,24 +58,21 @@ class BatchPlan:
         """Number within the global batch of this rank's micro-batch `turn`."""
         return self.rank + turn * self.world_size
 
+    def images_of(self, step: int) -> np.ndarray:
+        """The numbers of the images in a step's global batch, in order: (batch_size,)."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.length, self.seed, epoch)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
+    def micro_batches(self, first_step: int = 0) -> Iterator[list[tuple[int, int]]]:
+        """This rank's, from one step on to the last, as lists of (epoch, image number): a batch_sampler."""
+        for step in range(first_step, self.total_steps):
+            cut = self.images_of(step).reshape(-1, self.images_per_device)
+            for images in cut[self.rank :: self.world_size].tolist():
+                yield [(step // self.steps_per_epoch, image) for image in images]
+
+
+@functools.lru_cache(maxsize=2)
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: a permutation of range(length)."""
     return keyed_numpy(seed, "order", epoch).permutation(length)
-
-
-class MicroBatches:
-    """This rank's micro-batches from one step on to the last, as lists of (epoch, sample index): a batch_sampler."""
-
-    def __init__(self, plan: BatchPlan, seed: int, first_step: int = 0):
-        self.plan, self.seed, self.first_step = plan, seed, first_step
-
-    def __iter__(self):
-        plan, ordered_epoch = self.plan, None
-        for step in range(self.first_step, plan.total_steps):
-            epoch, batch = divmod(step, plan.steps_per_epoch)
-            if epoch != ordered_epoch:
-                order, ordered_epoch = epoch_order(plan.length, self.seed, epoch), epoch
-            for turn in range(plan.accumulation):
-                start = batch * plan.batch_size + plan.micro_batch_number(turn) * plan.images_per_device
-                yield [(epoch, int(index)) for index in order[start : start + plan.images_per_device]]

@@ -42,10 +42,11 @@ class MaskedFrequencyLoss:
         Returns: a scalar.
         Raises: ValueError on unlike shapes, or if a side of the spectrum is empty at this H and W.
         """
-        return self.reduce(self.per_image(predicted, target, keep_low), keep_low, predicted.shape[-2:])
+        errors, count = self.per_image(predicted, target, keep_low)
+        return self.reduce(errors, count)
 
-    def per_image(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
-        """Mean distance over each image's counted bins and channels: (B,). Arguments as in `__call__`."""
+    def per_image(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor):
+        """Mean distance over each image's counted bins and channels, and the number of these bins: (B,), (B,)."""
         if predicted.dim() != 4 or predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
             shapes = f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(keep_low.shape)}"
             raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
@@ -53,16 +54,12 @@ class MaskedFrequencyLoss:
             difference = full_precision(predicted) - full_precision(target)  # F is linear: one transform, not two
             if_low, if_high = counted_bins(*predicted.shape[-2:], *self.side, predicted.device)
             weight = torch.where(keep_low[:, None, None], if_low, if_high).to(difference.dtype)  # (B, U, V)
-            total = SpectralDistance.apply(difference, weight, self.gamma, self.eps)
-            return total / (weight.sum((1, 2)) * predicted.shape[1])
+            total, count = SpectralDistance.apply(difference, weight, self.gamma, self.eps), weight.sum((1, 2))
+            return total / (count * predicted.shape[1]), count
 
-    def reduce(self, per_image: torch.Tensor, keep_low: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The batch's loss from `per_image`'s result; `size` is (H, W)."""
-        if self.reduction == "image":
-            return per_image.mean()
-        if_low, if_high = counted_bins(*size, *self.side, per_image.device)
-        count = torch.where(keep_low, if_low.sum(), if_high.sum()).to(per_image.dtype)
-        return (per_image * count).sum() / count.sum()
+    def reduce(self, errors: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """The batch's loss, a scalar, from what `per_image` gave."""
+        return errors.mean() if self.reduction == "image" else (errors * count).sum() / count.sum()
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ import torch
 
 import finetune
 import pretrain
+from data.sampling import BatchPlan
 from tests.helpers import image_folder
 from tests.launch import FINETUNE, PRETRAIN, overriding, start_torchrun, torchrun
 from utils.checkpoint import read_checkpoint
@@ -177,13 +178,17 @@ def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
 
 def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(images, tmp_path):
     more = ["checkpoint.every_steps=1", "checkpoint.keep=20", "--epochs", "4"]
-    with pytest.raises(UserError, match=r"not finite from step (\d+) on"):
+    with pytest.raises(UserError, match=r"not finite in step (\d+) \(epoch \d, images number .*step_\d+\.pt\); try"):
         run(pretrain.main, PRETRAIN, images, tmp_path, *more, "optimizer.learning_rate=1e36")
     saved = sorted((tmp_path / "checkpoints").glob("step_*.pt"))
     assert saved and len(saved) < 12
     for tensor in read_checkpoint(saved[-1])["model"].values():
         assert tensor.isfinite().all()
     assert all(line["loss"] == line["loss"] for line in log_lines(tmp_path))
+    told = json.loads((tmp_path / "not_finite.json").read_text())
+    plan = BatchPlan.make(27, 8, 4, epochs=4)
+    assert told["images"] == plan.images_of(told["step"] - 1).tolist() and len(told["images"]) == 8
+    assert (told["epoch"], told["checkpoint"]) == ((told["step"] - 1) // 3, str(saved[-1]))
 
 
 def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypatch):
@@ -193,7 +198,7 @@ def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypa
     monkeypatch.setattr(
         pretrain.MaskedFrequencyLoss, "reduce", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1)
     )
-    with pytest.raises(UserError, match=r"not finite from step 3 on \(1 steps in a row\)"):
+    with pytest.raises(UserError, match=r"not finite in step 3 \(epoch 0, .*last good one: none yet"):
         run(pretrain.main, PRETRAIN, images, tmp_path, "--epochs", "3", "logging.every_steps=50")
     assert not (tmp_path / "checkpoints").exists()
 
@@ -275,9 +280,13 @@ def test_weights_that_run_code_or_do_not_fit_are_refused(images, tmp_path):
 def test_an_output_directory_in_use_is_refused_and_left_alone(images, tmp_path):
     more = ["--epochs", "1"]
     run(pretrain.main, PRETRAIN, images, tmp_path, *more)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def contents():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "run.lock"}
+
+    before = contents()
     with pytest.raises(UserError, match=r"holds checkpoints of an earlier run \(step_00000003.pt\).*--resume auto"):
         run(pretrain.main, PRETRAIN, images, tmp_path, *more)
     with pytest.raises(UserError, match="another config .*filter.radius: 3.0 -> 4.0"):
         run(pretrain.main, PRETRAIN, images, tmp_path, *more, "--resume", "auto", "filter.radius=4")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents() == before

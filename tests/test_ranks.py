@@ -56,7 +56,7 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     images = torch.randn(BATCH, 3, 32, 32, dtype=torch.float64)
     keep_low = torch.arange(BATCH) % 3 == 0
     frequency_loss = MaskedFrequencyLoss(3, reduction="batch")
-    plan = BatchPlan.make(BATCH, BATCH, PER_DEVICE, world.rank, world.size, epochs=1)
+    plan = BatchPlan.make(BATCH, BATCH, PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size)
     state = TrainingState(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -71,7 +71,7 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     total, count = (world.sum(value.double()) for value in metrics["loss"])
     return {
         "gradients": [parameter.grad.numpy() for parameter in model.parameters()],
-        "loss": float(total / count), "unchanged": unchanged, "healthy": state.is_healthy(),
+        "loss": float(total / count), "unchanged": unchanged, "healthy": state.first_bad_step() is None,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import re
+import shutil
 import time
 import zipfile
 from collections import OrderedDict
@@ -20,8 +21,10 @@ HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 class Checkpoints:
     """A run's checkpoint folder: the newest `keep` step_*.pt, and `last.pt`, a relative link to the newest."""
 
-    def __init__(self, folder: Path, keep: int, every_steps: int | None, every_minutes: float):
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int, every_steps: int | None, every_minutes: float, on_save_error: str = "stop"
+    ):
+        self.folder, self.keep, self.on_save_error = folder, keep, on_save_error
         self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
         self.last_saved = time.monotonic()
 
@@ -31,16 +34,38 @@ class Checkpoints:
         return by_count or time.monotonic() - self.last_saved >= self.every_seconds
 
     def save(self, step: int, content: dict) -> Path:
-        """Write `content` as the checkpoint after `step` completed steps; an existing one of that step is replaced."""
-        path = self.folder / f"step_{step:08d}.pt"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
-        self.point_last_at(path)
+        """Write `content` as the checkpoint after `step` completed steps; an existing one of that step is replaced.
+
+        Raises: UserError with the space needed and free if it cannot be written; the earlier ones are left as they are.
+        """
+        path, self.last_saved = self.folder / f"step_{step:08d}.pt", time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
+            self.point_last_at(path)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError about positions
+            raise UserError(f"{path}: cannot be saved ({first_line(error)}); {self.space_for(content)}") from error
         for old in self.all()[: -self.keep]:
             if old != path:
                 old.unlink(missing_ok=True)
-        self.last_saved = time.monotonic()
         return path
+
+    def attempt(self, step: int, content: dict, must: bool) -> str:
+        """Save, and say so; a failure is raised if it `must` be or on_save_error is "stop", else told."""
+        try:
+            path = self.save(step, content)
+        except UserError as error:
+            if must or self.on_save_error == "stop":
+                raise
+            return f"warning: {error}; training goes on without it (checkpoint.on_save_error = continue)"
+        return f"saved {path} in {time.monotonic() - self.last_saved:.1f} s"
+
+    def space_for(self, content: dict) -> str:
+        free, good = shutil.disk_usage(self.folder.parent).free, self.newest()
+        return (
+            f"{size_of(content):,} bytes needed, {free:,} free; make room (checkpoint.keep = {self.keep} stay) or make "
+            f"the folder writable, and go on with --resume auto from {good or 'the start: there is no earlier one'}"
+        )
 
     def all(self) -> list[Path]:
         """Oldest first."""
@@ -54,6 +79,8 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints of more steps, of a branch that is given up, so that nothing takes them for the newest."""
+        for cut_short in self.folder.glob("*.tmp"):
+            cut_short.unlink()
         for path in self.all():
             if int(path.stem.removeprefix("step_")) > step:
                 path.rename(path.with_name(path.name + ".abandoned"))
@@ -63,14 +90,26 @@ class Checkpoints:
         return (self.all() or [None])[-1]
 
 
+def size_of(content) -> int:
+    """Bytes of all tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(size_of, inside))
+
+
 def write_atomically(path: Path, write) -> None:
     """Have `write(file)` fill a temporary file, flush it to the disk and give it its name."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # half a file would take the room that the next attempt needs
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)  # the name, too, survives a power cut
     os.close(folder)

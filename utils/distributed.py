@@ -2,7 +2,10 @@
 
 import ctypes
 import os
+import re
+import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -13,6 +16,9 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+
+JOB: dict = {}  # this process's rank, the number of ranks and their store, for an error that ends the job
+SECONDS_TO_NOTICE = 5
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,18 @@ class World:
         """Whether any rank says so; goes through the CPU, so no device is waited for."""
         return bool(self.sum(torch.tensor([int(flag)]))[0])
 
-    def from_rank_0(self, value):
-        """Rank 0's value (anything picklable), on every rank."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
-
     def once_a_machine(self, task) -> None:
         """Have one rank of each machine do `task()` while the others wait."""
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             task()
         self.any(False)
+
+    def gather(self, value) -> list:
+        """Every rank's value (anything picklable), in the order of ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def copy_from_rank_0(self, tensors) -> None:
         """Make these tensors equal rank 0's, in place."""
@@ -77,6 +83,8 @@ def join(device: str, timeout_minutes: float) -> World:
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        store.set(f"host {rank}", socket.gethostname())
+        JOB.update(store=store, rank=rank, size=size)
     return World(rank, size, local_size, chosen)
 
 
@@ -133,7 +141,7 @@ def shield_worker(worker: int) -> None:
 
 
 def run_entry(main, argv: list[str]) -> None:
-    """Run an entry point. A user's error is one line without traceback and exit code 2, on the rank that met it.
+    """Run an entry point. An error that the user can mend is one line without traceback and exit code 2.
 
     A failed rank leaves at once, since a clean-up could wait for other ranks; its loader workers die with it. torchrun
     then ends the other ranks and names the first failure in its summary.
@@ -142,16 +150,51 @@ def run_entry(main, argv: list[str]) -> None:
     try:
         code = main(argv)
     except (Exception, KeyboardInterrupt) as error:
-        text = traceback.format_exc()
-        if isinstance(error, UserError):
-            # Through a loader worker the message arrives with the worker's traceback before it.
-            text = "error: " + str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
-            if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-                time.sleep(2)  # what every rank met the machine's first one shows, and torchrun ends us meanwhile
+        told = explain(error)
+        text = f"error: {told}" if told else traceback.format_exc()
+        if isinstance(error, UserError) and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            time.sleep(2)  # what every rank met the machine's first one shows, and torchrun ends us meanwhile
         print(f"[rank {rank}] {text}" if size > 1 else text, file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(2 if told else 1)
     if dist.is_initialized():
         dist.barrier()  # a rank that ended first would have torchrun stop one still writing
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def explain(error: BaseException) -> str | None:
+    """What happened and what to do, of an error that is no fault of the code; else None."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        return text.rsplit(f"{UserError.__name__}: ", 1)[-1].strip()  # a loader worker's comes after its traceback
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{text.splitlines()[0]} Lower train.images_per_device: the batch stays the same, made up of more "
+            "micro-batches (BatchNorm sees one at a time); or data.val_batch_size, if it was an evaluation"
+        )
+    if "DataLoader worker" in text or "DataLoader timed out" in text:
+        free = shutil.disk_usage("/dev/shm").free // 2**20 if os.path.isdir("/dev/shm") else 0
+        return (
+            f"a loader worker ended or hangs ({text.splitlines()[0]}); the kernel kills one for want of memory or of "
+            f"shared memory (/dev/shm: {free} MiB free): lower data.workers, or give a container more (--shm-size, "
+            "--ipc=host); go on with --resume auto"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; mend that, and go on with --resume auto"
+    if isinstance(error, RuntimeError) and JOB and re.search("gloo|nccl|timed out|connection", text, re.IGNORECASE):
+        return f"{who_is_silent()} ({text.splitlines()[0]}); go on with --resume auto"
+    return None
+
+
+def who_is_silent() -> str:
+    """The ranks that do not notice, as the others do within seconds of each other, that the job has failed."""
+    try:
+        JOB["store"].set(f"failed {JOB['rank']}", "")
+        time.sleep(SECONDS_TO_NOTICE)
+        silent = [rank for rank in range(JOB["size"]) if not JOB["store"].check([f"failed {rank}"])]
+        hosts = [JOB["store"].get(f"host {rank}").decode() for rank in silent]
+    except RuntimeError:
+        return "lost the machine of rank 0, or the network to it"
+    named = ", ".join(f"rank {rank} on {host}" for rank, host in zip(silent, hosts, strict=True))
+    return f"{named} did not answer" if named else "the ranks lost each other"

@@ -1,10 +1,14 @@
 """The loop around the training step: batches in, log and checkpoints out, and a clean stop when asked to."""
 
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator
 
-from utils.run import Run
+import torch
+
+from utils.errors import UserError
+from utils.run import Run, write_json
 from utils.run_log import RunLog
 from utils.training import TrainingState, training_step
 
@@ -36,8 +40,8 @@ def train(
     """Take these optimizer steps, or fewer on a stop request.
 
     Args:
-        micro_batches: this rank's, tuples of tensors, `plan.accumulation` to a step.
-        plan: has `steps_per_epoch` and `accumulation` (data.sampling.BatchPlan).
+        micro_batches: this rank's, `plan.accumulation` to a step: tensors, and last what to tell of each image.
+        plan: the data.sampling.BatchPlan.
         content: what a checkpoint holds beside the state (config, classes).
     Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.
     Raises: UserError if loss or gradient is not finite, on all ranks together, when a log line or checkpoint is due.
@@ -47,17 +51,37 @@ def train(
             began = time.monotonic()
             batches = [next(micro_batches) for _ in range(plan.accumulation)]
             waited = time.monotonic() - began
+            told = [text for batch in batches for text in batch.pop() if text]
             batches = [[tensor.to(run.world.device, non_blocking=True) for tensor in batch] for batch in batches]
             metrics = training_step(state, step, learning_rate_of(step), batches, loss_of)
             done = step + 1
-            stopping = run.world.any(stop.requested)  # one number through the CPU: no device is waited for
-            if log.due(step) or stopping or done == steps.stop:
-                state.check_health()
+            # Two numbers through the CPU: no device is waited for.
+            stopping, telling = run.world.sum(torch.tensor([stop.requested, len(told)])).tolist()
+            if telling:
+                log.replaced_images(done, sorted(itertools.chain(*run.world.gather(told))))
+            last = stopping or done == steps.stop
+            if log.due(step) or last:
+                refuse_bad_numbers(state, plan, run)
             log.step(step, step // plan.steps_per_epoch, learning_rate_of(step), metrics, waited)
-            due = stopping or done == steps.stop or run.checkpoints.due(done)
-            if due and run.world.rank == 0 and state.is_healthy():
-                log.say(f"saved {run.checkpoints.save(done, state.state_dict() | content)}")
+            if (last or run.checkpoints.due(done)) and run.world.rank == 0 and state.first_bad_step() is None:
+                log.say(run.checkpoints.attempt(done, state.state_dict() | content, last))
             if stopping:
                 log.say(f"stopped on request after step {done}; continue with --resume auto")
                 return done
     return steps.stop
+
+
+def refuse_bad_numbers(state: TrainingState, plan, run: Run) -> None:
+    """Waits for the device. Raises: UserError on a step not finite, with its images and the last good checkpoint."""
+    step = state.first_bad_step()
+    if step is None:
+        return
+    images, path = plan.images_of(step).tolist(), run.output / "not_finite.json"
+    epoch, good = step // plan.steps_per_epoch, str(run.checkpoints.newest() or "none yet")
+    if run.world.rank == 0:
+        write_json(path, {"step": step + 1, "epoch": epoch, "images": images, "checkpoint": good})
+    raise UserError(
+        f"loss or gradient is not finite in step {step + 1} (epoch {epoch}, images number {str(images[:8])[1:-1]}, …: "
+        f"all in {path}); no weight and no checkpoint holds a trace of it (last good one: {good}); try a lower "
+        "optimizer.learning_rate, optimizer.clip_grad_norm or train.precision=float32, and go on with --resume auto"
+    )

@@ -3,16 +3,20 @@
 The functions take a whole config and use the sections that both kinds have, so the entry files stay one screen long.
 """
 
+import errno
+import fcntl
 import json
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy
 import torch
@@ -38,7 +42,8 @@ class Run:
     output: Path
     checkpoints: Checkpoints
     resume: Path | None
-    workers: int  # loader processes of a rank
+    loading: tuple[int, torch.device, float]  # loader processes of a rank, their device, minutes to wait for them
+    lock: IO | None  # rank 0's hold on the folder
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -50,19 +55,46 @@ class Run:
             write_json(self.output / name, content | {"seconds": round(time.monotonic() - self.began, 1)})
 
 
-def open_run(config) -> Run:
-    """Join the ranks, set the numerics, look at the output folder.
+def open_run(config, writes_checkpoints: bool = True) -> Run:
+    """Join the ranks, set the numerics, take hold of the output folder.
 
-    Raises: UserError if the folder holds checkpoints and run.resume does not say to continue.
+    Raises: UserError if another job has the folder, or it holds checkpoints and run.resume does not say to continue.
     """
     world = join(config.run.device, config.run.timeout_minutes)
     dtype = choose_precision(config.train.precision, world.device)
     set_numerics(dtype, config.train.tf32, config.run.deterministic)
     output = Path(config.run.output_dir)
     checkpoints = Checkpoints(output / "checkpoints", **asdict(config.checkpoint))
-    resume = find_resume(checkpoints, config.run.resume) if world.rank == 0 else None
+    lock = resume = None
+    if world.rank == 0 and writes_checkpoints:
+        lock = locked(output)
+        resume = find_resume(checkpoints, config.run.resume)
     workers = max(1, available_cores() // world.local_size) if config.data.workers is None else config.data.workers
-    return Run(world, dtype, output, checkpoints, world.from_rank_0(resume), workers)
+    loading = (workers, world.device, config.run.timeout_minutes)
+    return Run(world, dtype, output, checkpoints, world.gather(resume)[0], loading, lock)
+
+
+def locked(folder: Path) -> IO | None:
+    """A file in the folder, locked until this process ends in whatever way, that says who holds it.
+
+    A POSIX lock: loader workers do not inherit it, and over NFS it holds between machines unless mounted `nolock`.
+    Raises: UserError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "run.lock", "a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            print(f"warning: {folder}: no locks there ({error.strerror}): two jobs could write into it", flush=True)
+            return None
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{folder}: in use by {holder}; end that job, or give another --output-dir") from error
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
+    file.flush()
+    return file
 
 
 def resolved(config, images_per_device: int, dtype: torch.dtype):
@@ -132,16 +164,26 @@ def find_resume(checkpoints: Checkpoints, resume: str | None) -> Path | None:
     """The checkpoint to continue from.
 
     Args:
-        resume: a path, "auto" (the newest of the run's own, if any), or None.
-    Raises: UserError if the folder holds checkpoints and nothing is said of resuming.
+        resume: a path, "auto" (the newest of the run's own that is whole, if there is any), or None.
+    Raises: UserError if the folder holds checkpoints and nothing is said of resuming, or none of them can be read.
     """
-    newest = checkpoints.newest()
-    if resume is None and newest:
+    there = checkpoints.all()
+    if there and resume is None:
         raise UserError(
-            f"run.output_dir = {checkpoints.folder.parent}: holds checkpoints of an earlier run ({newest.name}); "
+            f"run.output_dir = {checkpoints.folder.parent}: holds checkpoints of an earlier run ({there[-1].name}); "
             "continue it with --resume auto, or give another --output-dir"
         )
-    return newest if resume == "auto" else resume and Path(resume)
+    if resume != "auto":
+        return resume and Path(resume)
+    for path in reversed(there):
+        try:
+            read_checkpoint(path)
+            return path
+        except UserError as error:
+            print(f"warning: {error}; trying the one before", flush=True)
+    if there:
+        raise UserError(f"{checkpoints.folder}: none of its checkpoints can be read (see above); start another folder")
+    return None
 
 
 def read_resume(path: Path, config, free_keys: frozenset[str], content: dict) -> dict:

@@ -1,8 +1,10 @@
 """What a run tells: console with progress or ETA, log.jsonl, TensorBoard. Rank 0 writes; the others sum along."""
 
 import contextlib
+import errno
 import json
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -33,13 +35,13 @@ class RunLog:
         self, folder: Path, world: World, every_steps: int, first_step: int, total_steps: int, batch_size: int
     ):
         self.world, self.every_steps, self.total_steps, self.batch_size = world, every_steps, total_steps, batch_size
-        self.path, self.last_line = folder / "log.jsonl", {}
+        self.path, self.last_line, self.unwritten = folder / "log.jsonl", {}, ""
         self.writer = self.bar = None
         if world.rank == 0:
             keep_lines_before(self.path, first_step)
-            self.writer = SummaryWriter(str(folder), purge_step=first_step + 1)
             if tqdm and sys.stderr.isatty():
                 self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+        self.purge_step = first_step + 1
         self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
 
     def due(self, step: int) -> bool:
@@ -78,12 +80,9 @@ class RunLog:
     def write(self, line: dict, eta: float) -> None:
         if self.world.rank != 0:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            # NaN is no JSON: the gradient norm of a skipped float16 overflow becomes null.
-            file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in line.items()}) + "\n")
-        for name, value in line.items():
-            if name not in ("step", "epoch", "time"):
-                self.writer.add_scalar(f"train/{name}", value, line["step"])
+        self.append(line)
+        plotted = {f"train/{name}": value for name, value in line.items() if name not in ("step", "epoch", "time")}
+        self.scalars(plotted, line["step"])
         shown = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}
         text = "  ".join(f"{name} {line[name]:{style}}" for name, style in shown.items())
         if self.bar:
@@ -92,6 +91,37 @@ class RunLog:
             left = timedelta(seconds=round(eta))
             self.say(f"step {line['step']}/{self.total_steps}  epoch {line['epoch']}  {text}  eta {left}")
 
+    def append(self, line: dict) -> None:
+        """A line for log.jsonl. What a full disk refuses is told, kept in memory, and written with a later line."""
+        # NaN is no JSON: the gradient norm of a skipped float16 overflow becomes null.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self.unwritten += json.dumps(finite) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self.unwritten)
+            self.unwritten = ""
+        except OSError as error:
+            os.truncate(self.path, size)  # no half line
+            self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """To TensorBoard, whose writer, once a full disk refused it, raises for ever and is made anew."""
+        try:
+            self.writer = self.writer or SummaryWriter(str(self.path.parent), purge_step=self.purge_step)
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        except OSError as error:
+            self.writer, self.purge_step = None, step + 1
+            self.say(f"warning: {self.path.parent}: TensorBoard events cannot be written ({error.strerror})")
+
+    def replaced_images(self, step: int, told: list[str]) -> None:
+        """Images that were unreadable in the step that makes `step` completed ones, and what was taken instead."""
+        for text in told if self.world.rank == 0 else ():
+            self.say(f"step {step}  {text}")
+        if self.world.rank == 0:
+            self.append({"step": step, "replaced_images": len(told), "replaced": told})
+
     def say(self, text: str) -> None:
         """A line on the console, from rank 0 only, above the progress bar if there is one."""
         if self.world.rank == 0:
@@ -99,16 +129,21 @@ class RunLog:
 
     def evaluation(self, rows: list[dict], step: int) -> None:
         """Results after `step` completed steps, as utils.evaluation.evaluate gives them."""
-        for row in rows if self.writer else ():
-            for name in ("top1", "top5", "loss"):
-                self.writer.add_scalar(f"val/{name}_{row['weights']}_at_{row['val_resize_size']}", row[name], step)
+        for row in rows if self.world.rank == 0 else ():
+            names = {
+                f"val/{name}_{row['weights']}_at_{row['val_resize_size']}": name for name in ("top1", "top5", "loss")
+            }
+            self.scalars({long: row[name] for long, name in names.items()}, step)
             self.say(f"step {step}  {row['weights']} at {row['val_resize_size']}: top-1 {row['top1']:.3f} %")
 
     def close(self) -> None:
+        """Raises: OSError if lines or events could not be written to the end."""
         if self.writer:
             self.writer.close()
         if self.bar:
             self.bar.close()
+        if self.unwritten:
+            raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
 
 
 def keep_lines_before(path: Path, steps: int) -> None:

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
-from utils.errors import UserError
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count), both scalars on the device
@@ -80,19 +79,10 @@ class TrainingState:
         if self.average and saved["ema"]:
             self.average.load_state_dict(saved["ema"])
 
-    def is_healthy(self) -> bool:
-        """Waits for the device: whether all steps so far were finite, but for a few float16 overflows in a row."""
-        return int(self.health[2]) <= (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0)
-
-    def check_health(self) -> None:
-        """Waits for the device. Raises: UserError with the first bad step."""
-        if not self.is_healthy():
-            _, _, bad, first, _ = self.health.tolist()
-            raise UserError(
-                f"loss or gradient is not finite from step {first + 1} on ({bad} steps in a row); no weight and "
-                "no checkpoint holds a trace of it; try a lower optimizer.learning_rate, optimizer.clip_grad_norm or "
-                "train.precision=float32, and go on with --resume auto"
-            )
+    def first_bad_step(self) -> int | None:
+        """Waits for the device. The first step not finite, if any but a few float16 overflows in a row were."""
+        _, _, in_a_row, first, _ = self.health.tolist()
+        return first if in_a_row > (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0) else None
 
 
 def training_step(

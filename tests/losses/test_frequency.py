@@ -40,7 +40,7 @@ def test_value_and_gradient_agree_with_reference(height, width, radius, outer_ra
         assert loss.item() == pytest.approx(value, rel=rtol)
         (found,) = torch.autograd.grad(loss, leaf)
         np.testing.assert_allclose(found, gradient, rtol=rtol, atol=rtol * np.abs(gradient).max())
-    images = criterion.per_image(predicted, target, MIXED)
+    images = criterion.per_image(predicted, target, MIXED)[0]
     assert images.shape == (3,)
     expected = reference.per_image(*arguments, gamma=knobs["gamma"], scope=knobs["scope"])
     np.testing.assert_allclose(images, expected, rtol=1e-10)
@@ -85,11 +85,11 @@ def test_only_counted_frequencies_matter(scope, reduction, outer_radius):
     kept = torch.from_numpy(reference.filter_images(noise, MIXED, 3, outer_radius))
     removed = torch.from_numpy(reference.filter_images(noise, ~MIXED, 3, outer_radius))
     criterion = MaskedFrequencyLoss(3, outer_radius, scope=scope, reduction=reduction)
-    before = criterion.per_image(predicted, target, MIXED)
+    before = criterion.per_image(predicted, target, MIXED)[0]
     loss, keeping = criterion(predicted, target, MIXED), criterion(predicted + kept, target, MIXED)
     assert torch.allclose(keeping, loss, rtol=1e-10) == (scope == "removed")
     for change, counts in [(kept, scope == "all"), (removed, True)]:
-        moved = (criterion.per_image(predicted + change, target, MIXED) - before).abs()
+        moved = (criterion.per_image(predicted + change, target, MIXED)[0] - before).abs()
         assert (moved > 1e-3).all() if counts else (moved < 1e-10).all()
 
 
@@ -111,7 +111,9 @@ def test_permuted_batch_permutes_per_image_and_leaves_loss(reduction):
     (predicted, target), keep_low = random_pair(5, 2, 9, 10), torch.tensor([1, 0, 0, 1, 0]).bool()
     criterion, order = MaskedFrequencyLoss(2.5, reduction=reduction), [3, 1, 4, 0, 2]
     permuted = (predicted[order], target[order], keep_low[order])
-    torch.testing.assert_close(criterion.per_image(*permuted), criterion.per_image(predicted, target, keep_low)[order])
+    torch.testing.assert_close(
+        criterion.per_image(*permuted)[0], criterion.per_image(predicted, target, keep_low)[0][order]
+    )
     torch.testing.assert_close(criterion(*permuted), criterion(predicted, target, keep_low))
 
 
@@ -122,12 +124,12 @@ def test_low_precision_is_computed_in_float32(dtype, autocast):
     predicted, target = predicted.to(dtype).requires_grad_(), target.float()
     criterion = MaskedFrequencyLoss(3, gamma=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        loss, images = criterion(predicted, target, MIXED), criterion.per_image(predicted, target, MIXED)
+        loss, images = criterion(predicted, target, MIXED), criterion.per_image(predicted, target, MIXED)[0]
     loss.backward()
     single = predicted.detach().float()
     assert loss.dtype == images.dtype == torch.float32
     assert torch.equal(loss, criterion(single, target, MIXED))
-    assert torch.equal(images, criterion.per_image(single, target, MIXED))
+    assert torch.equal(images, criterion.per_image(single, target, MIXED)[0])
     assert predicted.grad.dtype == dtype and predicted.grad.isfinite().all() and predicted.grad.any()
 
 

@@ -1,7 +1,10 @@
 """What a run writes down: values of that very step, in lines that outlive an interruption once."""
 
+import errno
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +187,47 @@ def test_tensorboard_keeps_the_value_at_the_step_that_is_resumed(tmp_path):
     take(run_log(tmp_path), range(8))
     take(run_log(tmp_path, first=4), range(4, 9))
     assert scalars(tmp_path) == {line["step"]: line["loss"] for line in lines(tmp_path)}
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later_and_in_order(tmp_path, monkeypatch, capsys):
+    """/dev/full fails as a full disk does; the file that was there is kept whole."""
+    log = run_log(tmp_path, every=1)
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    real, log.path = log.path, Path("/dev/full")
+    monkeypatch.setattr(os, "truncate", lambda path, size: None)
+    for step in (1, 2):
+        log.step(step, 0, 0.5, metrics(step), waited=0.0)
+    assert capsys.readouterr().out.count("warning: /dev/full: cannot be written (No space left on device)") == 2
+    with pytest.raises(OSError, match="last lines could not be written"):
+        log.close()
+    log.path = real
+    log.step(3, 1, 0.5, metrics(3), waited=0.0)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_tensorboard_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
+    log = run_log(tmp_path, every=1)
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log.writer, "add_scalar", refuse)
+    log.step(1, 0, 0.5, metrics(1), waited=0.0)
+    assert "warning: " in capsys.readouterr().out
+    log.step(2, 0, 0.5, metrics(2), waited=0.0)
+    log.close()
+    assert set(scalars(tmp_path)) >= {3}
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_replaced_images_are_lines_of_their_own(tmp_path, capsys):
+    log = run_log(tmp_path, every=1)
+    log.replaced_images(1, ["a.jpg: broken; replaced by b.jpg"])
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    log.close()
+    assert lines(tmp_path)[0] == {"step": 1, "replaced_images": 1, "replaced": ["a.jpg: broken; replaced by b.jpg"]}
+    assert "step 1  a.jpg: broken; replaced by b.jpg" in capsys.readouterr().out
+    run_log(tmp_path, every=1, first=0).close()
+    assert lines(tmp_path) == []
