@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import finetune
 import pretrain
 from data.sampling import BatchPlan
 from tests.helpers import image_folder
-from tests.launch import FINETUNE, PRETRAIN, overriding, start_torchrun, torchrun
+from tests.launch import FINETUNE, PRETRAIN, assert_same_state, log_lines, mathematics, overriding, torchrun
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -37,38 +35,6 @@ def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
     """The entry point in this process."""
     batch = [] if "--batch-size" in more else BATCH
     return main([*overriding([*words, *batch], *more), "--data-path", str(images), "--output-dir", str(output)])
-
-
-def log_lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same_state(expected: Path, got: Path) -> None:
-    """Weights, moments, averages and step of two checkpoints agree bit for bit."""
-    expected, got = read_checkpoint(expected), read_checkpoint(got)
-
-    def compare(a, b, where):
-        assert type(a) is type(b), where
-        if isinstance(a, dict):
-            assert a.keys() == b.keys(), where
-            for key in a:
-                compare(a[key], b[key], f"{where}.{key}")
-        elif isinstance(a, list):
-            assert len(a) == len(b), where
-            for number, pair in enumerate(zip(a, b, strict=True)):
-                compare(*pair, f"{where}.{number}")
-        else:
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
-
-    for key in ("model", "optimizer", "scaler", "ema", "step"):
-        compare(expected[key], got[key], key)
-
-
-TIMES = {"time", "images_per_second", "data_wait_share"}
-
-
-def mathematics(output: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in log_lines(output)]
 
 
 def test_pretrain_finetune_and_evaluate_on_two_ranks(images, tmp_path):
@@ -115,53 +81,6 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_pa
     if main is finetune.main:
         results = [json.loads((tmp_path / name / "result.json").read_text())["results"] for name in ("whole", "part")]
         assert results[0] == results[1] and {row["weights"] for row in results[0]} == {"model", "ema"}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(images, tmp_path_factory):
-    """Twelve epochs on two ranks with loader workers: its words, and its folder."""
-    more = ["data.workers=1", "checkpoint.every_steps=4", "--epochs", "12"]
-    words = [*overriding(PRETRAIN, *more), *BATCH, "--data-path", str(images)]
-    output = tmp_path_factory.mktemp("uninterrupted")
-    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(output))
-    assert code == 0, told
-    return words, output
-
-
-def processes_of(output: Path) -> list[int]:
-    """Every process that names the folder on its command line: launcher, ranks, loader workers."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(output) in (place / "cmdline").read_text() and "State:\tZ" not in (place / "status").read_text():
-                found.append(int(place.name))
-        except OSError:
-            pass  # it ended while we looked
-    return found
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_two_ranks_whose_launcher_is_stopped_or_killed_leave_no_orphan_and_continue_exactly(
-    number, uninterrupted, tmp_path
-):
-    words, whole = uninterrupted
-    output = tmp_path / "part"
-    process = start_torchrun(2, "pretrain.py", *words, "--output-dir", str(output))
-    while process.poll() is None and not (output / "checkpoints/last.pt").exists():
-        time.sleep(0.05)
-    assert len(processes_of(output)) == 5  # launcher, two ranks, a loader worker each
-    process.send_signal(number)
-    told, _ = process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while processes_of(output) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(output) == []
-    assert ("stopped on request after step" in told) == (number == signal.SIGTERM), told
-    assert read_checkpoint(output / "checkpoints/last.pt")["step"] < 36
-    code, told = torchrun(2, "pretrain.py", *words, "--output-dir", str(output), "--resume", "auto")
-    assert code == 0 and "resuming after step" in told, told
-    assert_same_state(whole / "checkpoints/last.pt", output / "checkpoints/last.pt")
-    assert mathematics(output) == mathematics(whole)
 
 
 def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
