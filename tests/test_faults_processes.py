@@ -82,11 +82,10 @@ def test_a_rank_killed_under_max_restarts_is_restarted_and_the_job_goes_on_by_it
 
 
 def test_a_stopped_job_goes_on_with_other_numbers_of_ranks(uninterrupted, tmp_path):
-    """SIGTERM to the launcher stops it; with images_per_device fixed 4 ranks, or 1, see the same micro-batches."""
+    """Loader workers outlive the launcher's SIGTERM; with images_per_device fixed 4 ranks, or 1, see the same batches."""
     words, whole = uninterrupted
-    words = overriding(words, "data.workers=0")
-    job = ["pretrain.py", *words, "--output-dir", str(tmp_path / "four"), "--resume", "auto"]
-    process = start_torchrun(2, *job)
+    four, one = (["--output-dir", str(tmp_path / name), "--resume", "auto"] for name in ("four", "one"))
+    process = start_torchrun(2, "pretrain.py", *words, *four)
     wait_until(lambda: steps_logged(tmp_path / "four") >= STEPS - 8, [process])
     process.terminate()
     [(code, told)] = endings([process])
@@ -95,9 +94,10 @@ def test_a_stopped_job_goes_on_with_other_numbers_of_ranks(uninterrupted, tmp_pa
     assert_nothing_is_left_of(tmp_path / "four")
     at_stop = weights_of(tmp_path / "four")
     shutil.copytree(tmp_path / "four", tmp_path / "one", symlinks=True)
-    code, told = torchrun(4, *job)
+    words = overriding(words, "data.workers=0")
+    code, told = torchrun(4, "pretrain.py", *words, *four)
     assert code == 0 and "4 ranks" in told, told
-    assert pretrain.main([*words, "--output-dir", str(tmp_path / "one"), "--resume", "auto"]) == 0
+    assert pretrain.main([*words, *one]) == 0
     expected = weights_of(whole)
     moved = (expected - at_stop).norm()
     for name in ("four", "one"):

@@ -78,6 +78,22 @@ def test_resuming_yields_the_tail(job, data):
         assert list(plan.micro_batches(first)) == whole[first * plan.accumulation :]
 
 
+@EXAMPLES
+@given(jobs(), st.data())
+def test_stopping_anywhere_and_going_on_with_other_ranks_sees_each_image_once(job, data):
+    length, batch, images, _, epochs = job
+    steps = length // batch * epochs
+    stop = data.draw(st.integers(0, steps), label="completed steps")
+    turns = batch // images
+    others = data.draw(st.sampled_from([n for n in range(1, turns + 1) if turns % n == 0]), label="ranks afterwards")
+    before = {place: keys for place, keys in merged(rank_plans(*job)).items() if place[0] < stop}
+    after = merged(rank_plans(length, batch, images, others, epochs), stop)
+    assert not before.keys() & after.keys()
+    used = length // batch * batch
+    expected = [(epoch, i) for epoch in range(epochs) for i in epoch_order(length, SEED, epoch)[:used].tolist()]
+    assert in_order(before | after) == expected
+
+
 def test_a_run_that_is_already_complete_yields_nothing():
     plan = BatchPlan.make(10, 4, 2, epochs=2)
     assert list(plan.micro_batches(first_step=9)) == []
