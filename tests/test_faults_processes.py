@@ -82,7 +82,7 @@ def test_a_rank_killed_under_max_restarts_is_restarted_and_the_job_goes_on_by_it
 
 
 def test_a_stopped_job_goes_on_with_other_numbers_of_ranks(uninterrupted, tmp_path):
-    """Loader workers outlive the launcher's SIGTERM; with images_per_device fixed 4 ranks, or 1, see the same batches."""
+    """Loader workers outlive the launcher's SIGTERM; with images_per_device fixed 4 ranks or 1 see the same batches."""
     words, whole = uninterrupted
     four, one = (["--output-dir", str(tmp_path / name), "--resume", "auto"] for name in ("four", "one"))
     process = start_torchrun(2, "pretrain.py", *words, *four)
