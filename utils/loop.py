@@ -44,7 +44,7 @@ def train(
         plan: the data.sampling.BatchPlan.
         content: what a checkpoint holds beside the state (config, classes).
     Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.
-    Raises: UserError if loss or gradient is not finite, on all ranks together, when a log line or checkpoint is due.
+    Raises: UserError if loss or gradient is not finite, on all ranks together, at the next log line.
     """
     with StopRequest() as stop:
         for step in steps:
