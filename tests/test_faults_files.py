@@ -300,7 +300,7 @@ def hold(folder: Path, ready, end) -> None:
 def test_a_second_job_is_refused_while_the_first_lives_and_not_after_its_kill(images, tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, end = context.Event(), context.Event()
-    first = context.Process(target=hold, args=(tmp_path / "out", ready, end))
+    first = context.Process(target=hold, args=(tmp_path / "out", ready, end), daemon=True)
     first.start()
     ready.wait()
     command = words(PRETRAIN, images, tmp_path / "out")
