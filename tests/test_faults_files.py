@@ -354,6 +354,7 @@ def test_nothing_in_a_malicious_file_runs(nest, legacy, position, images, tmp_pa
         "run: !!python/object/apply:os.system ['touch executed']",
         "run: {output_dir: !!python/name:os.system }",
         "a: &a [x, x]\nb: &b [*a, *a]\nrun: {output_dir: [*b, *b]}",
+        "data: {mean: &m [0.4, 0.4, 0.4], std: *m}",
         "base: ../../../../etc/passwd",
         "run: {__class__: x}",
         "__init__: {__globals__: x}",
