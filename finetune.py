@@ -23,7 +23,7 @@ from losses.classification import ClassificationLoss
 from models.resnet import resnet
 from models.weights import load_weights, start_from, weights_of
 from utils.checkpoint import read_checkpoint
-from utils.config import parse_command_line, to_dict
+from utils.config import parse_command_line, to_dict, to_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.evaluation import evaluate, share_of_rank, table
@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
     if config.run.eval_only:
         return evaluate_checkpoint(config)
     run = open_run(config)
-    folder = ImageFolder(str(Path(config.data.data_path) / "train"))
+    folder = ImageFolder(str(Path(config.data.data_path) / "train"), None, config.data.holdout_fraction)
+    held_out = images_to_select_on(config, folder.classes, config.data.holdout_fraction)
     val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
     t = config.train
     cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         model = resnet(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
     if config.run.weights and not run.resume:
         where = (config.model.name, config.run.weights, config.run.use_ema, run.world)
-        run.say(start_from(model, *where, config.data.mean, config.data.std))
+        note_pretraining(config, run, *start_from(model, *where, config.data.mean, config.data.std))
     state = build_state(config, run, model)
     content = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
     completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
@@ -62,14 +63,28 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         if done < steps.stop:
             return STOPPED
-        rows = evaluate_model(config, run, state.model, val_folder, "model")
-        if state.average:
-            rows += evaluate_model(config, run, state.average.module, val_folder, "ema")
-        log.evaluation(rows, done)
+        models = {"model": state.model} | ({"ema": state.average.module} if state.average else {})
+        found = evaluate_models(config, run, models, val_folder, held_out)
+        log.evaluation(found["results"], done)
     log.close()
-    run.say(table(rows))
-    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), "results": rows})
+    run.say(table(found["results"]))
+    data = {"train": folder.fingerprint(), "val": val_folder.fingerprint()}
+    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), "data": data, **found})
     return 0
+
+
+def note_pretraining(config: FinetuneConfig, run: Run, told: str, pretraining: dict | None) -> None:
+    """Tell of the weights, and keep the config of their training (None: unknown) beside config.yaml."""
+    run.say(told)
+    fraction = pretraining["data"].get("holdout_fraction", 0) if pretraining else 0
+    if pretraining and fraction < config.data.holdout_fraction:
+        run.say(
+            f"warning: {config.run.weights} was trained with data.holdout_fraction {fraction}, so on images that this "
+            f"run holds out ({config.data.holdout_fraction})"
+        )
+    if run.world.rank == 0 and pretraining:
+        run.output.mkdir(parents=True, exist_ok=True)
+        (run.output / "pretraining.yaml").write_text(to_yaml(pretraining), encoding="utf-8")
 
 
 def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | None) -> list[range]:
@@ -107,6 +122,31 @@ def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, d
     return loss_of
 
 
+def images_to_select_on(config: FinetuneConfig, classes: list[str], holdout: float) -> ImageFolder | None:
+    root = str(Path(config.data.data_path) / "train")
+    return ImageFolder(root, classes, holdout, held_out=True) if config.run.select_val_resize_size else None
+
+
+def evaluate_models(config: FinetuneConfig, run: Run, models: dict, val_folder: ImageFolder, held_out) -> dict:
+    """For result.json: `results`, val's rows, and `val_resize_size` with how that was settled.
+
+    Args:
+        models: name -> model.
+        held_out: the ImageFolder on which to choose a resize size (most images right, then the lower loss), or None.
+    """
+    if held_out is None:
+        rows = [row for name, model in models.items() for row in evaluate_model(config, run, model, val_folder, name)]
+        return {"results": rows, "val_resize_size": {"chosen": "given before"}}
+    rows, scores = [], []
+    for name, model in models.items():
+        tried = evaluate_model(config, run, model, held_out, name)
+        best = max(tried, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
+        run.say(f"{name}: val_resize_size {best} is best on {len(held_out)} held-out images")
+        chosen = replace(config, data=replace(config.data, val_resize_size=(best,)))
+        rows, scores = rows + evaluate_model(chosen, run, model, val_folder, name), scores + tried
+    return {"results": rows, "val_resize_size": {"chosen": "on held-out images of train", "held_out": scores}}
+
+
 def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str) -> list[dict]:
     """A row for each resize size; `weights` names what was evaluated."""
     d = config.data
@@ -129,16 +169,20 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
             f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
         )
     trained = saved["config"]["data"]
+    holdout = trained.get("holdout_fraction", 0.0)
+    if config.run.select_val_resize_size and not holdout:
+        raise UserError(f"{path}: was trained on all of train (data.holdout_fraction 0): nothing to choose a size on")
     data = replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"]))
     config = replace(config, data=data)
     run = open_run(config, writes_checkpoints=False)
     folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
+    held_out = images_to_select_on(config, saved["classes"], holdout)
     model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
     run.say(load_weights(model, weights_of(saved, path, config.run.use_ema)[1], path))
     model = place(model, run.world.device, config.model.channels_last)
-    rows = evaluate_model(config, run, model, folder, "ema" if config.run.use_ema else "model")
-    run.say(table(rows))
-    run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], "results": rows})
+    found = evaluate_models(config, run, {"ema" if config.run.use_ema else "model": model}, folder, held_out)
+    run.say(table(found["results"]))
+    run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], **found})
     return 0
 
 

@@ -29,7 +29,7 @@ from utils.seeding import keyed_torch
 def main(argv: list[str]) -> int:
     config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
     run = open_run(config)
-    folder = ImageFolder(str(Path(config.data.data_path) / "train"))
+    folder = ImageFolder(str(Path(config.data.data_path) / "train"), None, config.data.holdout_fraction)
     t = config.train
     cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
     plan = BatchPlan.make(len(folder), *cut)
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         channels = 1 if config.loss.target == "gray" else 3
         model = masked_frequency_model(config.model.name, channels, config.model.zero_init_last_batch_norm)
     if config.run.weights and not run.resume:
-        run.say(start_from(model, config.model.name, config.run.weights, config.run.use_ema, run.world))
+        run.say(start_from(model, config.model.name, config.run.weights, config.run.use_ema, run.world)[0])
     state = build_state(config, run, model)
     content = {"config": to_dict(config), "images": len(folder)}
     completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
@@ -57,7 +57,9 @@ def main(argv: list[str]) -> int:
     log.close()
     if done < plan.total_steps:
         return STOPPED
-    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), **log.last_line})
+    data = {"train": folder.fingerprint()}
+    found = {"steps": done, "checkpoint": str(run.checkpoints.newest()), "data": data, **log.last_line}
+    run.write_result("result.json", found)
     return 0
 
 

@@ -20,8 +20,8 @@ def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=
 FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
     run.eval_only run.evaluate_every_epochs data.data_path data.workers data.on_bad_image data.val_batch_size
-    data.val_resize_size data.val_crop_size checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
-    checkpoint.on_save_error logging.every_steps""".split()
+    data.val_resize_size data.val_crop_size run.select_val_resize_size checkpoint.every_steps checkpoint.every_minutes
+    checkpoint.keep checkpoint.on_save_error logging.every_steps""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -44,6 +44,8 @@ class Run:
 class FinetuneRun(Run):
     eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only")
     evaluate_every_epochs: int | None = knob(None, "null: evaluate after the last epoch only", "epochs", low=1)
+    select_val_resize_size: bool = knob(
+        False, "choose one of data.val_resize_size on held-out images; val then once", flag="--select-val-resize-size")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Data:
         (0.2, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
     aspect_ratio: tuple[float, float] = knob((0.75, 4 / 3), "narrowest and widest crop", "width/height", above=0)
     interpolation: str = knob("bicubic", "resampling filter, always antialiased", choices=INTERPOLATIONS)
+    holdout_fraction: float = knob(0.0, "share of train that a hash of the path sets apart, never trained on",
+                                   low=0, high=0.9)
     flip_probability: float = knob(0.5, "chance of a horizontal flip", low=0, high=1)
     mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, channels in [0, 1]")
     std: tuple[float, float, float] = knob((0.229, 0.224, 0.225), "normalisation, channels in [0, 1]", above=0)
@@ -229,6 +233,8 @@ class FinetuneConfig:
         found = section_problems(self)
         if self.run.eval_only and not self.run.weights:
             found.append(("run.eval_only", "needs run.weights (--weights): the finetuned checkpoint to evaluate"))
+        if self.run.select_val_resize_size and not (self.data.holdout_fraction or self.run.eval_only):
+            found.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
         return found
 
 

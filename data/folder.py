@@ -1,5 +1,6 @@
 """A folder of images, one folder a class, as a compact index."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -18,10 +19,15 @@ class ImageFolder:
     Args:
         root: folder with one folder a class.
         classes: the class order to use (of the training set, or of a checkpoint); default: the folders', sorted.
-    Raises: UserError on a missing root, no class folder, an empty class, or classes other than those asked for.
+        holdout_fraction: share of the images to set apart, by a hash of the path inside root.
+        held_out: hold those set apart instead of the others.
+    Raises: UserError on a missing root, no class folder, an empty class, classes other than those asked for, a class
+        that is held out whole, or nothing held out where that is asked for.
     """
 
-    def __init__(self, root: str, classes: list[str] | None = None):
+    def __init__(
+        self, root: str, classes: list[str] | None = None, holdout_fraction: float = 0.0, held_out: bool = False
+    ):
         self.root = root
         found = class_folders(root)
         self.classes = found if classes is None else list(classes)
@@ -33,12 +39,20 @@ class ImageFolder:
             )
         names, numbers = [], []
         for name in self.classes:
-            files = image_files(root, name)
-            if not files:
+            there = image_files(root, name)
+            files = [file for file in there if is_held_out(file, holdout_fraction) == held_out]
+            if not there:
                 kinds = " ".join(EXTENSIONS)
                 raise UserError(f"{os.path.join(root, name)}: this class has no image ({kinds}); add some or remove it")
+            if not files and not held_out:
+                raise UserError(
+                    f"data.holdout_fraction = {holdout_fraction}: holds out every image of "
+                    f"{os.path.join(root, name)} ({len(there)}): lower it, or add images"
+                )
             names += files
             numbers.append(len(files))
+        if not names:
+            raise UserError(f"data.holdout_fraction = {holdout_fraction}: holds out no image of {root}; raise it")
         self.labels = np.repeat(np.arange(len(self.classes), dtype=np.int32), numbers)
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -47,9 +61,21 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def fingerprint(self) -> str:
+        """A hash of class order and relative paths, not of pixels: another one means another data set or split."""
+        text = "\0".join(self.classes).encode(errors="surrogateescape")
+        return hashlib.sha256(text + self._ends.tobytes() + self._names.tobytes()).hexdigest()[:12]
+
     def path(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return os.path.join(self.root, os.fsdecode(self._names[start : self._ends[index]].tobytes()))
+
+
+def is_held_out(path: str, fraction: float) -> bool:
+    """By a hash of the relative path alone: other files change nothing, and a larger fraction adds to a smaller."""
+    if not fraction:
+        return False
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "big") < fraction * 2**64
 
 
 def class_folders(root: str) -> list[str]:

@@ -20,21 +20,23 @@ OWN, IMAGENET = "a checkpoint of this project", ([0.485, 0.456, 0.406], [0.229, 
 NORMALISATIONS = {CODE_A: ([0.4] * 3, [0.2] * 3), CODE_B: IMAGENET, HUB: IMAGENET}  # mean, std
 
 
-def start_from(model: nn.Module, name: str, path: str, use_ema: bool, world: World, mean=None, std=None) -> str:
+def start_from(model: nn.Module, name: str, path: str, use_ema: bool, world: World, mean=None, std=None):
     """Load a file's weights and tell its layout, what became of them, and of a normalisation other than mean and std.
 
     Args:
         name: of the ResNet, for `path` = torchvision:IMAGENET1K_V1, which one rank of a machine downloads.
+    Returns: what to tell, and the config that a checkpoint of this project was trained with, else None.
     Raises: UserError if the file cannot be had or read, or does not fit the model.
     """
     content = read_checkpoint(hub_file(path, name, world) if path.startswith(HUB) else path, foreign=True)
     layout, weights = weights_of(content, path, use_ema)
     told = f"{path}: layout: {layout}; {load_weights(model, weights, path)}"
-    data = content["config"]["data"] if layout == OWN else {}
+    config = content["config"] if layout == OWN else None
+    data = config["data"] if config else {}
     its = NORMALISATIONS.get(HUB if path.startswith(HUB) else layout, (data.get("mean"), data.get("std")))
     if mean and its[0] and (list(mean), list(std)) != its:
         told += f"\nwarning: {path} was trained with data.mean {its[0]}, data.std {its[1]}; this run has others"
-    return told
+    return told, config
 
 
 def hub_file(path: str, name: str, world: World) -> str:

@@ -41,9 +41,13 @@ def resolved(path: str) -> dict:
 
 def config_diff(one: str, other: str) -> list[str]:
     """A line for each key that differs; "-" stands where only one of the two has it."""
-    before, after = resolved(one), resolved(other)
-    differing = [key for key in before | after if before.get(key, "-") != after.get(key, "-")]
-    return [f"{key}: {show(before.get(key, '-'))} -> {show(after.get(key, '-'))}" for key in differing]
+    return [f"{key}: {show(a)} -> {show(b)}" for key, (a, b) in differing(resolved(one), resolved(other)).items()]
+
+
+def differing(before: dict, after: dict) -> dict[str, tuple]:
+    """key: (before, after) of each key that differs, "-" standing where only one has it."""
+    pairs = {key: (before.get(key, "-"), after.get(key, "-")) for key in before | after}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def main(argv: list[str]) -> int:

@@ -27,7 +27,7 @@ TRUNK = 120  # tensors of a resnet18 but its fc
 
 
 def start(model, path, name="resnet18", use_ema=False, **normalisation):
-    return start_from(model, name, str(path), use_ema, ALONE, **normalisation)
+    return start_from(model, name, str(path), use_ema, ALONE, **normalisation)[0]
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def test_every_export_comes_back_through_weights(what, layout, ours, tmp_path):
     export_weights(ours[source], tmp_path / "w.pth", what, layout)
     assert all(tensor.is_contiguous() for tensor in read(tmp_path / "w.pth").get("model", {}).values())
     mine = resnet("resnet18", 7) if what == "classifier" else masked_frequency_model("resnet18", 3)
-    told = start_from(mine, "resnet18", str(tmp_path / "w.pth"), False, World(0, 1, 1, torch.device("cpu")))
+    told, _ = start_from(mine, "resnet18", str(tmp_path / "w.pth"), False, World(0, 1, 1, torch.device("cpu")))
     assert f"{120 if what == 'trunk' else 122} tensors matched, 0 of the file left over" in told
     model = ours["classifier" if what == "classifier" else "pretraining"]
     assert torch.equal(mine.layer4[1].bn2.running_var, model.layer4[1].bn2.running_var)

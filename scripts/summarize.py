@@ -1,0 +1,311 @@
+"""Whether arms differ, by how much, whether so few runs could tell, and whether it was a fair comparison.
+
+python scripts/summarize.py runs/sample_finetune_mfm runs/sample_finetune_scratch
+python scripts/summarize.py runs/studies/variance --baseline mfm --difference 0.1 --format json
+python scripts/summarize.py results.csv --baseline scratch_bce scratch_ce --factor pretraining loss.name
+
+Takes run folders, folders with such inside, and CSV files with columns arm, pretrain_seed (empty: not pretrained),
+finetune_seed, val_resize_size, top1; `--format csv` writes such a file. The unit of a comparison is the pretraining (the
+mean over its finetunings), in an arm without pretraining of ours the finetuning: finetunings of one pretraining share
+its luck and are not independent. Where both arms are pretrained, or both are not, and have seeds in common, equal seeds
+mean a common start or order of images, and units are compared in pairs; else by Welch's test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configs.schema import FREE_TO_CHANGE
+from scripts.config_diff import differing, resolved
+from scripts.statistics_of_runs import compare, describe, holm
+from utils.config import show
+from utils.distributed import run_entry
+from utils.errors import UserError
+
+COLUMNS = ["arm", "pretrain_seed", "finetune_seed", "val_resize_size", "top1"]
+SELECTED = "selected"  # the size was chosen on held-out images, by each run for itself
+# What a comparison need not hold fixed: seeds, places, and what changes no weight and no score.
+IGNORED = (FREE_TO_CHANGE | {"run.seed"}) - {"data.val_crop_size", "run.use_ema"}
+
+
+@dataclass
+class Arm:
+    """The runs of one recipe: scores by size and unit, and every value that a key of their configs takes."""
+
+    pretrained: bool  # by a pretraining of ours, which is then the unit; else each finetuning is one
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # size -> unit -> finetuning -> top-1
+    facts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def units(self, size: str) -> dict[str, list[float]]:
+        return {unit: list(scores.values()) for unit, scores in self.scores.get(size, {}).items()}
+
+
+def read_arms(paths: list[Path]) -> dict[str, Arm]:
+    """Every score there, by arm. Raises: UserError on what is no result, or two results of the same run."""
+    arms: dict[str, Arm] = {}
+    for path in paths:
+        if path.is_file():
+            read_csv(path, arms)
+            continue
+        runs = [path] if (path / "result.json").is_file() else sorted(file.parent for file in path.rglob("result.json"))
+        results = {run: json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs}
+        results = {run: result for run, result in results.items() if "results" in result}  # not a pretraining's
+        if not results:
+            raise UserError(f"{path}: no result.json of a finetuning there; the run has not finished, or is no run")
+        for run, result in results.items():
+            add_run(run, result, arms)
+    return arms
+
+
+def read_csv(path: Path, arms: dict[str, Arm]) -> None:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not set(COLUMNS) <= rows[0].keys():
+        raise UserError(f"{path}: must have a row and the columns {','.join(COLUMNS)}")
+    for number, row in enumerate(rows, 2):
+        try:
+            add(arms, *(row[name].strip() for name in COLUMNS[:4]), float(row["top1"]), f"{path}, line {number}")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+
+
+def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
+    """A finetuning's scores and facts; runs that differ in seeds and places alone are one arm, named after the first."""
+    config = resolved(str(run))
+    facts, pretrain_seed = {key: show(value) for key, value in config.items() if key not in IGNORED}, ""
+    facts |= provenance(result, "")
+    facts["pretraining"] = show(config["run.weights"] or "none")
+    if (run / "pretraining.yaml").is_file():
+        pretraining = resolved(str(run / "pretraining.yaml"))
+        facts |= {f"pretraining.{key}": show(value) for key, value in pretraining.items() if key not in IGNORED}
+        facts["pretraining"], pretrain_seed = "a checkpoint of this project", show(pretraining["run.seed"])
+        beside = Path(config["run.weights"]).parent.parent / "result.json"
+        if beside.is_file():
+            facts |= provenance(json.loads(beside.read_text(encoding="utf-8")), "pretraining's ")
+    in_study = re.fullmatch(r"(p\d+_)?f\d+", run.name)
+    recipe = {key: {value} for key, value in facts.items() if not is_provenance(key)}
+    alike = (
+        name for name, arm in arms.items() if recipe == {k: v for k, v in arm.facts.items() if not is_provenance(k)}
+    )
+    arm_name = run.parent.name if in_study else next(alike, run.name)
+    chosen = "given" not in result.get("val_resize_size", {}).get("chosen", "given")
+    for row in result["results"]:
+        name = arm_name + (" (ema)" if row["weights"] == "ema" else "")
+        size = f"{row['val_resize_size']} ({SELECTED})" if chosen else str(row["val_resize_size"])
+        add(arms, name, pretrain_seed, show(config["run.seed"]), size, row["top1"], str(run))
+        for key, value in facts.items():
+            arms[name].facts[key].add(value)
+
+
+def provenance(result: dict, whose: str) -> dict[str, str]:
+    about, data = result.get("provenance", {}), result.get("data", {})
+    found = {"git commit": about.get("commit"), "world size": about.get("world_size")}
+    found |= {f"{part} data": data.get(part) for part in ("train", "val")}
+    return {f"{whose}{key}": value for key, value in found.items() if value}
+
+
+def is_provenance(key: str) -> bool:
+    return " " in key
+
+
+def add(arms: dict[str, Arm], name: str, pretrain_seed: str, finetune_seed: str, size: str, top1: float, origin: str):
+    """One score. Raises: UserError naming its origin if there is one already, or it does not belong to such an arm."""
+    if not name or not finetune_seed:
+        raise UserError(f"{origin}: arm and finetune_seed must not be empty")
+    if not 0 <= top1 <= 100:
+        raise UserError(f"{origin}: top1 = {top1}: must be a percentage from 0 to 100")
+    arm = arms.setdefault(name, Arm(bool(pretrain_seed)))
+    if arm.pretrained != bool(pretrain_seed):
+        raise UserError(f"{origin}: arm {name} has runs with and without a pretrain_seed; give them two names")
+    size = SELECTED if size.endswith(f"({SELECTED})") else size
+    scores = arm.scores.setdefault(size, {}).setdefault(pretrain_seed or finetune_seed, {})
+    if finetune_seed in scores:
+        which = f"pretrain_seed {pretrain_seed or 'none'}, finetune_seed {finetune_seed}, size {size}"
+        raise UserError(f"{origin}: a second result of arm {name}, {which}; give each run once")
+    scores[finetune_seed] = top1
+
+
+def confounds(base: Arm, arm: Arm, factors: list[str]) -> tuple[dict[str, str], str]:
+    """What differs between two arms, or within one, and a warning if that is more than one studied factor ("": fair).
+
+    Args:
+        factors: keys, or beginnings of keys up to a dot; none: any single key is taken for the factor.
+    """
+    if not base.facts or not arm.facts:
+        return {}, "not checked: no configs"
+    values = [{key: " | ".join(sorted(seen)) for key, seen in one.facts.items()} for one in (base, arm)]
+    if base.pretrained != arm.pretrained:  # the pretraining as a whole is what differs
+        values = [{key: text for key, text in one.items() if not key.startswith("pretraining.")} for one in values]
+    shared = values[0].keys() & values[1].keys()
+    differences = differing(*values) | {key: (values[0][key],) * 2 for key in shared if " | " in values[0][key]}
+    differences = {
+        key: pair for key, pair in differences.items() if not key.startswith("pretraining's") or key in shared
+    }
+    told = {key: f"{before} -> {after}" for key, (before, after) in differences.items()}
+    recipe = [key for key in told if not is_provenance(key)]
+    fair = len(recipe) <= 1 if not factors else any(covers(factor, recipe) for factor in factors)
+    warnings = [] if fair else ["more than the studied factor differs"]
+    warnings += [f"another {key}" for key in told if is_provenance(key)]
+    return told, "; ".join(warnings)
+
+
+def covers(factor: str, keys: list[str]) -> bool:
+    return all(key == factor or key.startswith(f"{factor}.") for key in keys)
+
+
+def pairs_to_compare(arms: dict[str, Arm], baselines: list[str], factors: list[str]) -> list[tuple[str, str]]:
+    """(arm, baseline): with several baselines an arm meets those from which only a studied factor sets it apart."""
+    unknown = [name for name in baselines if name not in arms]
+    if unknown:
+        raise UserError(f"--baseline {' '.join(unknown)}: no such arm; there are: {', '.join(arms)}")
+    found = []
+    for name, arm in arms.items():
+        others = [base for base in baselines if base != name and (name, base) not in [(b, a) for a, b in found]]
+        fair = [base for base in others if not confounds(arms[base], arm, factors)[1].startswith("more")]
+        found += [(name, base) for base in (fair if len(baselines) > 1 else others)]
+    return found
+
+
+def summarize(arms: dict[str, Arm], baselines: list[str], factors: list[str], difference: float | None) -> dict:
+    """Everything as plain containers, without a NaN: by size the arms, their comparisons, and notes in words."""
+    pairs = pairs_to_compare(arms, baselines, factors)
+    sizes = sorted({size for arm in arms.values() for size in arm.scores}, key=lambda size: (len(size), size))
+    summary = {}
+    for size in sizes:
+        there = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}
+        described = {name: describe(units, arms[name].pretrained) for name, units in there.items()}
+        rows = []
+        for name, base in [pair for pair in pairs if pair[0] in there and pair[1] in there]:
+            alike = arms[name].pretrained == arms[base].pretrained
+            told, warning = confounds(arms[base], arms[name], factors)
+            rows.append({"arm": name, "baseline": base, "differs_in": told, "warning": warning})
+            rows[-1] |= compare(there[name], there[base], alike, len(pairs), difference)
+        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = corrected
+        summary[size] = {"arms": described, "comparisons": rows}
+    return summary
+
+
+def to_csv(arms: dict[str, Arm]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, arm in arms.items():
+        for size, units in arm.scores.items():
+            label = f"({SELECTED})" if size == SELECTED else size
+            for unit, scores in units.items():
+                writer.writerows((name, unit if arm.pretrained else "", seed, label, s) for seed, s in scores.items())
+    return text.getvalue()
+
+
+def to_markdown(summary: dict, difference: float | None) -> str:
+    """An overview, and for each size, unless every arm is a single run, the arms and the comparisons."""
+    names = list(dict.fromkeys(name for told in summary.values() for name in told["arms"]))
+    lines = [
+        "| arm | runs |" + "".join(f" top-1 % {at(size)} |" for size in summary),
+        "|---" * (2 + len(summary)) + "|",
+    ]
+    runs = {name: max(told["arms"].get(name, {}).get("runs", 0) for told in summary.values()) for name in names}
+    for name in names:
+        cells = [told["arms"].get(name, {}) for told in summary.values()]
+        texts = [f"{number(c['mean'], 2)}{deviation(c)}" if c else "" for c in cells]
+        lines.append(f"| {name} | {runs[name]} | " + " | ".join(texts) + " |")
+    if max(runs.values()) == 1:
+        return "\n".join([*lines, "", "One run an arm: its spread is unknown, so this ranks nothing."])
+    for size, told in summary.items():
+        lines += ["", f"**top-1 % {at(size)}**", "", *arms_table(told["arms"]), "", *units_table(told["arms"])]
+        lines += comparisons_table(told["comparisons"], difference) if told["comparisons"] else []
+        lines += [f"- {name}: {note}" for name, arm in told["arms"].items() for note in arm["notes"]]
+        for row in told["comparisons"]:
+            lines += [f"- {row['arm']} − {row['baseline']}: {note}" for note in row["notes"]]
+    for row in {(r["arm"], r["baseline"]): r for told in summary.values() for r in told["comparisons"]}.values():
+        differences = "; ".join(f"{key}: {change}" for key, change in row["differs_in"].items()) or "no key"
+        lines.append(f"- {row['arm']} − {row['baseline']} differ in: {differences}")
+    return "\n".join(lines)
+
+
+def at(size: str) -> str:
+    return "at the size selected on held-out images" if size == SELECTED else f"at {size}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def deviation(cell: dict) -> str:
+    return f" ± {cell['sample_deviation']:.2f}" if cell["sample_deviation"] is not None else ""
+
+
+def interval(ends: list[float] | None) -> str:
+    return "–" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def arms_table(arms: dict) -> list[str]:
+    lines = [
+        "| arm | runs | units | mean | sample sd | population sd | 95 % interval of the mean | sd between pretrainings | "
+        "sd between finetunings | share of pretraining in the variance |", "|---" * 10 + "|",
+    ]  # fmt: skip
+    for name, arm in arms.items():
+        share = "–" if arm["share_of_pretraining"] is None else f"{100 * arm['share_of_pretraining']:.0f} %"
+        spreads = [number(arm[key]) for key in ("mean", "sample_deviation", "population_deviation")]
+        levels = [number(arm[key]) for key in ("deviation_of_pretrainings", "deviation_of_finetunings")]
+        cells = [name, str(arm["runs"]), str(arm["units"]), *spreads, interval(arm["interval"]), *levels, share]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def units_table(arms: dict) -> list[str]:
+    rows = [(name, *row) for name, arm in arms.items() for row in arm["pretrainings"] if arm["runs"] > arm["units"]]
+    if not rows:
+        return []
+    lines = ["| arm | pretraining | finetunings | mean | sample sd |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {unit} | {n} | {number(mean)} | {number(sd)} |" for name, unit, n, mean, sd in rows]
+    return [*lines, ""]
+
+
+def comparisons_table(rows: list[dict], difference: float | None) -> list[str]:
+    needed = "" if difference is None else f" units an arm to detect {difference:g} |"
+    lines = [
+        "| comparison | difference | 95 % interval | p | p, Holm | test | detectable at 80 % power |" + needed
+        + " differs in | fair? |", "|---" * (9 + (difference is not None)) + "|",
+    ]  # fmt: skip
+    for row in rows:
+        cells = [f"{row['arm']} − {row['baseline']}", number(row["difference"]), interval(row["interval"])]
+        cells += [number(row["p"], 4), number(row["p_holm"], 4), row["test"], number(row["detectable"])]
+        cells += [] if difference is None else [str(row["units_needed"] or "–")]
+        cells += [", ".join(row["differs_in"]) or "–", f"**{row['warning']}**" if row["warning"] else "yes"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUNS_OR_CSV")
+    parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
+    parser.add_argument("--baseline", nargs="+", default=[], metavar="ARM", help="what every other arm is compared to")
+    parser.add_argument("--factor", nargs="+", default=[], metavar="KEY", help="keys whose effect is studied")
+    parser.add_argument("--difference", type=float, metavar="D", help="how many units would detect D points?")
+    arguments = parser.parse_args(argv)
+    if arguments.difference is not None and not arguments.difference > 0:
+        raise UserError(f"--difference {arguments.difference}: must be above 0 points")
+    arms = read_arms(arguments.paths)
+    if arguments.format == "csv":
+        print(to_csv(arms), end="")
+        return 0
+    summary = summarize(arms, arguments.baseline, arguments.factor, arguments.difference)
+    text = json.dumps(summary, indent=2, allow_nan=False) if arguments.format == "json" else ""
+    print(text or to_markdown(summary, arguments.difference))
+    return 0
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])
