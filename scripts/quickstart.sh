@@ -17,7 +17,7 @@ run finetune.py runs/sample_finetune_scratch --config configs/sample_finetune.ya
 python scripts/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output runs/sample_pretrain/reconstruction.png
 
 echo
-python scripts/results_table.py runs/sample_finetune_mfm runs/sample_finetune_scratch
+python scripts/summarize.py runs/sample_finetune_mfm runs/sample_finetune_scratch
 cat <<'END'
 
 This shows that the pipeline works, and ranks nothing: 4,000 images, minutes of training, one seed.

@@ -70,13 +70,16 @@ def levels(units: Units) -> tuple[float | None, float | None, str]:
     return max(component, 0.0), within, told
 
 
-def compare(arm: Units, base: Units, alike: bool, comparisons: int = 1, wanted: float | None = None) -> dict:
+def compare(
+    arm: Units, base: Units, alike: bool, comparisons: int = 1, wanted: float | None = None, plan: bool = True
+) -> dict:
     """The difference of two arms' means over units, tested in pairs or by Welch.
 
     Args:
         alike: both arms pretrained, or neither, so that equal unit names mean something in common.
         comparisons: how many are made, for which the detectable difference allows as Holm's first step does.
         wanted: a difference to be detected; how many units an arm does it need?
+        plan: work out what can be detected, which takes most of the time.
     """
     notes, common = [], [unit for unit in arm if unit in base] if alike else []
     paired = len(common) > 1 and 2 * len(common) > max(len(arm), len(base))
@@ -97,8 +100,9 @@ def compare(arm: Units, base: Units, alike: bool, comparisons: int = 1, wanted: 
     test = stats.ttest_1samp(samples[0], 0) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
     found |= {"p": float(test.pvalue), "interval": [float(end) for end in test.confidence_interval(1 - ALPHA)]}
     variances, numbers = [sample.var(ddof=1) for sample in samples], [len(sample) for sample in samples]
-    found["detectable"] = detectable(variances, numbers, ALPHA / comparisons)
-    if wanted is not None:
+    if plan:
+        found["detectable"] = detectable(variances, numbers, ALPHA / comparisons)
+    if plan and wanted is not None:
         found["units_needed"] = units_needed(variances, wanted, ALPHA / comparisons)
     return found
 
@@ -129,7 +133,7 @@ def units_needed(variances: list[float], difference: float, alpha: float = ALPHA
 
     def power_of(number: int) -> float:
         error, freedom = error_and_freedom(variances, [number] * len(variances))
-        return power(min(difference / error, 30.0), freedom, alpha)
+        return power(min(difference / error, 1e6), freedom, alpha)
 
     found = bisect.bisect_left(range(2, 10**6), POWER, key=power_of) + 2
     return found if found < 10**6 else None

@@ -5,10 +5,11 @@ python scripts/summarize.py runs/studies/variance --baseline mfm --difference 0.
 python scripts/summarize.py results.csv --baseline scratch_bce scratch_ce --factor pretraining loss.name
 
 Takes run folders, folders with such inside, and CSV files with columns arm, pretrain_seed (empty: not pretrained),
-finetune_seed, val_resize_size, top1; `--format csv` writes such a file. The unit of a comparison is the pretraining (the
-mean over its finetunings), in an arm without pretraining of ours the finetuning: finetunings of one pretraining share
-its luck and are not independent. Where both arms are pretrained, or both are not, and have seeds in common, equal seeds
-mean a common start or order of images, and units are compared in pairs; else by Welch's test.
+finetune_seed, val_resize_size, top1; `--format csv` writes such a file. The unit of a comparison is the pretraining
+(the mean of its finetunings, which share its luck and are not independent), or the finetuning in arms without
+pretraining of ours. Units are compared in pairs where both arms are pretrained, or both are not, and have seeds in
+common, since equal seeds then mean a common start and order of images; else by Welch's test. p is corrected over the
+comparisons of one table; intervals are of one comparison each.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def read_csv(path: Path, arms: dict[str, Arm]) -> None:
 
 
 def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
-    """A finetuning's scores and facts; runs that differ in seeds and places alone are one arm, named after the first."""
+    """A finetuning's scores and facts. Runs that differ in seeds and places alone are an arm, named after the first."""
     config = resolved(str(run))
     facts, pretrain_seed = {key: show(value) for key, value in config.items() if key not in IGNORED}, ""
     facts |= provenance(result, "")
@@ -183,12 +184,12 @@ def summarize(arms: dict[str, Arm], baselines: list[str], factors: list[str], di
     for size in sizes:
         there = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}
         described = {name: describe(units, arms[name].pretrained) for name, units in there.items()}
-        rows = []
-        for name, base in [pair for pair in pairs if pair[0] in there and pair[1] in there]:
+        rows, possible = [], [pair for pair in pairs if set(pair) <= there.keys()]
+        for name, base in possible:
             alike = arms[name].pretrained == arms[base].pretrained
             told, warning = confounds(arms[base], arms[name], factors)
             rows.append({"arm": name, "baseline": base, "differs_in": told, "warning": warning})
-            rows[-1] |= compare(there[name], there[base], alike, len(pairs), difference)
+            rows[-1] |= compare(there[name], there[base], alike, len(possible), difference)
         for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = corrected
         summary[size] = {"arms": described, "comparisons": rows}
@@ -228,8 +229,8 @@ def to_markdown(summary: dict, difference: float | None) -> str:
         for row in told["comparisons"]:
             lines += [f"- {row['arm']} − {row['baseline']}: {note}" for note in row["notes"]]
     for row in {(r["arm"], r["baseline"]): r for told in summary.values() for r in told["comparisons"]}.values():
-        differences = "; ".join(f"{key}: {change}" for key, change in row["differs_in"].items()) or "no key"
-        lines.append(f"- {row['arm']} − {row['baseline']} differ in: {differences}")
+        changes = [f"{key}: {change}" for key, change in row["differs_in"].items()]
+        lines += [f"- {row['arm']} − {row['baseline']} differ in: {'; '.join(changes)}"] if changes else []
     return "\n".join(lines)
 
 
@@ -251,8 +252,8 @@ def interval(ends: list[float] | None) -> str:
 
 def arms_table(arms: dict) -> list[str]:
     lines = [
-        "| arm | runs | units | mean | sample sd | population sd | 95 % interval of the mean | sd between pretrainings | "
-        "sd between finetunings | share of pretraining in the variance |", "|---" * 10 + "|",
+        "| arm | runs | units | mean | sample sd | population sd | 95 % interval of the mean | sd between pretrainings "
+        "| sd between finetunings | share of pretraining in the variance |", "|---" * 10 + "|",
     ]  # fmt: skip
     for name, arm in arms.items():
         share = "–" if arm["share_of_pretraining"] is None else f"{100 * arm['share_of_pretraining']:.0f} %"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -18,7 +17,6 @@ from losses.frequency import grayscale
 from models.resnet import masked_frequency_model
 from scripts import config_diff, export_weights
 from scripts.reconstruct import draw, pick_images, reconstruct
-from scripts.results_table import results_table
 from tests.helpers import image_folder
 from tests.launch import ROOT
 from utils.config import parse_command_line, to_dict
@@ -52,16 +50,6 @@ def test_completed_image_keeps_the_input_frequencies_and_the_figure_shows_it(pre
         assert figure.width > 7 * 100 and len(figure.convert("L").getcolors()) > 100
     with pytest.raises(UserError, match="nowhere: no such image"):
         pick_images([str(tmp_path / "nowhere")], 4)
-
-
-def test_results_table_has_a_row_a_run_and_a_column_a_size(tmp_path):
-    for name, sizes in (("one", {64: 70.5, 68: 71}), ("two", {64: 60})):
-        rows = [{"weights": "model", "images": 9, "val_resize_size": s, "top1": t} for s, t in sizes.items()]
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(json.dumps({"results": rows}))
-    lines = results_table([tmp_path / "one", tmp_path / "two"]).splitlines()
-    assert lines[0] == "| run | weights | images | top-1 % at 64 | top-1 % at 68 |"
-    assert lines[2:] == ["| one | model | 9 | 70.50 | 71.00 |", "| two | model | 9 | 60.00 |  |"]
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.s[hb]*")))
