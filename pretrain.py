@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     state = build_state(config, run, model)
     content = {"config": to_dict(config), "images": len(folder)}
     completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
-    if completed == plan.total_steps:
+    if completed == plan.total_steps and (run.output / "result.json").is_file():
         run.say(f"{run.output}: finished already")
         return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import warnings
 
 import numpy as np
 from scipy import optimize, stats
@@ -97,7 +98,9 @@ def compare(
     if max(map(np.ptp, samples)) <= EQUAL:
         notes.append("no spread at all, in equal runs: nothing to test the difference against")
         return found
-    test = stats.ttest_1samp(samples[0], 0) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm without spread, for which Welch is still defined
+        test = stats.ttest_1samp(samples[0], 0) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
     found |= {"p": float(test.pvalue), "interval": [float(end) for end in test.confidence_interval(1 - ALPHA)]}
     variances, numbers = [sample.var(ddof=1) for sample in samples], [len(sample) for sample in samples]
     if plan:

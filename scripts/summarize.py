@@ -139,7 +139,7 @@ def confounds(base: Arm, arm: Arm, factors: list[str]) -> tuple[dict[str, str], 
     """What differs between two arms, or within one, and a warning if that is more than one studied factor ("": fair).
 
     Args:
-        factors: keys, or beginnings of keys up to a dot; none: any single key is taken for the factor.
+        factors: keys, or beginnings of keys up to a dot, or several joined by "+"; none: any one key may be the factor.
     """
     if not base.facts or not arm.facts:
         return {}, "not checked: no configs"
@@ -160,7 +160,8 @@ def confounds(base: Arm, arm: Arm, factors: list[str]) -> tuple[dict[str, str], 
 
 
 def covers(factor: str, keys: list[str]) -> bool:
-    return all(key == factor or key.startswith(f"{factor}.") for key in keys)
+    parts = factor.split("+")
+    return all(key in parts or key.startswith(tuple(f"{part}." for part in parts)) for key in keys)
 
 
 def pairs_to_compare(arms: dict[str, Arm], baselines: list[str], factors: list[str]) -> list[tuple[str, str]]:
@@ -293,7 +294,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUNS_OR_CSV")
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     parser.add_argument("--baseline", nargs="+", default=[], metavar="ARM", help="what every other arm is compared to")
-    parser.add_argument("--factor", nargs="+", default=[], metavar="KEY", help="keys whose effect is studied")
+    parser.add_argument(
+        "--factor", nargs="+", default=[], metavar="KEY", help="keys whose effect is studied; KEY+KEY is one factor"
+    )
     parser.add_argument("--difference", type=float, metavar="D", help="how many units would detect D points?")
     arguments = parser.parse_args(argv)
     if arguments.difference is not None and not arguments.difference > 0:

@@ -1,0 +1,333 @@
+"""A grid of arms × pretraining seeds × finetuning seeds: run, interrupted, gone on with, and summarised.
+
+python scripts/study.py configs/studies/sample_loss_by_init.yaml --jobs 2
+python scripts/study.py configs/studies/crop_ratio.yaml --dry-run            # the runs, and how long they would take
+python scripts/study.py configs/studies/crop_ratio.yaml --print-commands     # for a cluster; then the same without it
+
+Runs lie in runs/studies/NAME, beside the table, results.csv and resolved configs. Started again, it keeps what has
+finished, if its config is still the study's, and goes on with the rest. Finetuning f of pretraining p has the seed
+1000 p + f, so no two share their luck. With one process a run it takes `python pretrain.py`, which is torchrun's job of
+one process, and starts sooner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
+from scripts.config_diff import differing, resolved
+from scripts.summarize import read_arms, summarize, to_csv, to_markdown
+from utils.config import build, parse_command_line, read_yaml, show, to_dict
+from utils.distributed import available_cores, die_with_parent, run_entry
+from utils.errors import UserError
+from utils.loop import STOPPED, StopRequest
+from utils.run import flat
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG, LOG_LINES = "console.log", 15
+# These may change when a run is resumed, but give another result.
+SCORING = {"data.val_resize_size", "data.val_crop_size", "run.select_val_resize_size", "run.use_ema"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    pretrain: str = knob("", "words of every pretraining's command line")
+    finetune: str = knob("", "words of every finetuning's command line")
+    pretrain_seeds: tuple[int, ...] = knob((0,), "of each pretraining", low=0)
+    finetune_seeds: tuple[int, ...] = knob((0,), "of each pretraining's finetunings", low=0, high=999)
+    scratch_seeds: tuple[int, ...] = knob((0,), "of the arms without pretraining", low=0)
+    baseline: tuple[str, ...] = knob(("scratch",), "arms that others are compared to")
+    factor: tuple[str, ...] = knob(("pretraining",), "keys whose effect is studied")
+    processes: int = knob(1, "GPUs, and so processes, of a run; on a CPU it is one process", low=1)
+    pretrain_minutes: float = knob(60.0, "expected, of a pretraining", "minutes", above=0)
+    finetune_minutes: float = knob(60.0, "expected, of a finetuning with its evaluation", "minutes", above=0)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The section `study` of a study's YAML; `pretrainings` and `arms` hold command lines under names of your own."""
+
+    study: Grid = Grid()
+
+    def problems(self):
+        seeds = ("pretrain_seeds", "finetune_seeds", "scratch_seeds")
+        doubled = [key for key in seeds if len(set(getattr(self.study, key))) < len(getattr(self.study, key))]
+        return [(f"study.{key}", "must not name a seed twice") for key in doubled]
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A run of the study: `entry` with `words`, from the weights of the run it `needs`."""
+
+    entry: str
+    folder: Path
+    words: list[str]
+    config: PretrainConfig | FinetuneConfig
+    needs: Planned | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def finished(self) -> bool:
+        """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
+        if not (self.folder / "result.json").is_file():
+            return False
+        changed = changes(self.folder, self.config, self.needs is None)
+        if self.needs:
+            pretraining = changes(self.folder / "pretraining.yaml", self.needs.config, False)
+            changed |= {f"pretraining's {key}": pair for key, pair in pretraining.items()}
+        if changed:
+            listed = "; ".join(f"{key}: {show(before)} -> {show(now)}" for key, (before, now) in changed.items())
+            raise UserError(
+                f"{self.folder}: finished with another config than the study's ({listed}); take the change back, or "
+                "remove this folder, or give another --output-dir"
+            )
+        return True
+
+    def seconds(self) -> float | None:
+        path = self.folder / "result.json"
+        return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else None
+
+
+def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
+    """The keys that matter in which a finished run differs from its plan; what the plan leaves open it may settle."""
+    planned, free = flat(to_dict(config)), FREE_TO_CHANGE - SCORING - ({"run.weights"} if weights else set())
+    open_keys = {key for key in ("train.images_per_device", "train.precision") if planned[key] in (None, "auto")}
+    found = differing(resolved(str(path)), planned)
+    return {key: pair for key, pair in found.items() if key not in free | open_keys}
+
+
+def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
+    """Settings and runs, each pretraining before its finetunings. Raises: UserError naming the key that is wrong."""
+    values = read_yaml(path)
+    grid = build(
+        StudyConfig, {k: v for k, v in values.items() if k.split(".")[0] not in ("pretrainings", "arms")}
+    ).study
+    named = {
+        section: {key.split(".", 1)[1]: value for key, (value, _) in values.items() if key.startswith(f"{section}.")}
+        for section in ("pretrainings", "arms")
+    }
+    for name, words in named["pretrainings"].items():
+        check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
+    for name, arm in named["arms"].items():
+        good = isinstance(arm, dict) and arm.keys() <= {"pretraining", "finetune"} and "/" not in name
+        good = good and all(isinstance(value, str) for value in arm.values())
+        check(good, path, f"arms.{name}", "must hold `finetune: words`, and `pretraining: NAME` unless it has none")
+        known = arm.get("pretraining") in (None, *named["pretrainings"])
+        check(known, path, f"arms.{name}.pretraining", f"must be one of {', '.join(named['pretrainings']) or 'none'}")
+    used = {arm.get("pretraining") for arm in named["arms"].values()}
+    check(used - {None} == set(named["pretrainings"]), path, "pretrainings", "one is used by no arm; remove it")
+    check(set(grid.baseline) <= set(named["arms"]), path, "study.baseline", "must name arms")
+    runs = []
+    for p in grid.pretrain_seeds if named["pretrainings"] else ():
+        pretrained = {
+            name: planned(path, f"pretrainings.{name}", "pretrain.py", output / "pretrain" / name / f"p{p}",
+                          f"{grid.pretrain} {words} run.seed={p}")
+            for name, words in named["pretrainings"].items()
+        }  # fmt: skip
+        runs += pretrained.values()
+        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" in arm):
+            for seed in (1000 * p + f for f in grid.finetune_seeds):
+                words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
+                folder = output / "finetune" / name / f"p{p}_f{seed}"
+                runs.append(planned(path, f"arms.{name}", "finetune.py", folder, words, pretrained[arm["pretraining"]]))
+    for seed in grid.scratch_seeds:
+        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" not in arm):
+            words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
+            runs.append(planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / f"f{seed}", words))
+    check(bool(named["arms"]), path, "arms", "must name at least one arm")
+    return grid, runs
+
+
+def check(good: bool, path: str, key: str, what: str) -> None:
+    if not good:
+        raise UserError(f"{path}: {key}: {what}")
+
+
+def planned(path: str, key: str, entry: str, folder: Path, text: str, needs: Planned | None = None) -> Planned:
+    words = [*shlex.split(text), "--output-dir", str(folder)]
+    words += ["--weights", str(needs.folder / "checkpoints" / "last.pt")] if needs else []
+    try:
+        config = parse_command_line(PretrainConfig if entry == "pretrain.py" else FinetuneConfig, words, "")
+    except (UserError, SystemExit) as error:
+        raise UserError(f"{path}: {key}: {error if isinstance(error, UserError) else 'see above'}") from error
+    return Planned(entry, folder, words, config, needs)
+
+
+def expected_seconds(grid: Grid, runs: list[Planned]):
+    """A function of a run: what those of its arm that have finished took, else those of its entry, else the study's."""
+    known = [(run.folder.parent, run.entry, run.seconds()) for run in runs if run.seconds() is not None]
+
+    def of(run: Planned) -> float:
+        stated = 60 * (grid.pretrain_minutes if run.entry == "pretrain.py" else grid.finetune_minutes)
+        arm = [seconds for folder, _, seconds in known if folder == run.folder.parent]
+        took = arm or [seconds for _, entry, seconds in known if entry == run.entry]
+        return sum(took) / len(took) if took else stated
+
+    return of
+
+
+def command(run: Planned, processes: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, str(ROOT / run.entry), *run.words, "--resume", "auto"]
+
+
+def start(run: Planned, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
+    """The run with its share of cores and GPUs; it dies with us, and is signalled by us alone, not by the terminal."""
+    cores, devices = sorted(os.sched_getaffinity(0)), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    devices = devices if devices != [""] else [str(number) for number in range(jobs * gpus)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus : (slot + 1) * gpus])
+
+    def prepare():
+        os.sched_setaffinity(0, cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs])
+        die_with_parent(signal.SIGKILL)
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOG, "a", encoding="utf-8") as log:
+        return subprocess.Popen(
+            command(run, max(1, gpus)), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=environment, start_new_session=True, preexec_fn=prepare,
+        )  # fmt: skip
+
+
+def execute(grid: Grid, runs: list[Planned], jobs: int, gpus: int) -> tuple[dict[Planned, str], bool]:
+    """Do what is not finished, `jobs` at once. Returns: what failed, and why; whether we were asked to stop."""
+    done, running, failed, stopping = {run for run in runs if run.finished()}, {}, {}, False
+    waiting = [run for run in runs if run not in done]
+    print(f"{len(done)} of {len(runs)} runs finished already, {len(waiting)} to do", flush=True)
+    with StopRequest() as stop:
+        while waiting or running:
+            for slot in sorted(set(range(jobs)) - {slot for slot, *_ in running.values()}):
+                run = next((run for run in waiting if run.needs is None or run.needs in done), None)
+                if run and not stop.requested:
+                    waiting.remove(run)
+                    running[run] = (slot, start(run, slot, jobs, gpus), time.monotonic())
+            time.sleep(0.2)
+            if stop.requested and not stopping:  # once: torchrun takes a second signal for impatience
+                waiting, stopping = [], True
+                for _, process, _ in running.values():
+                    process.terminate()
+            for run in [run for run, (_, process, _) in running.items() if process.poll() is not None]:
+                _, process, began = running.pop(run)
+                if process.returncode == 0 and run.finished():
+                    done.add(run)
+                elif not stopping:
+                    failed[run] = f"exit code {process.returncode}"
+                    failed |= {later: "not run: its pretraining failed" for later in waiting if later.needs is run}
+                    waiting = [later for later in waiting if later not in failed]
+                how = "finished" if run in done else failed.get(run, "stopped")
+                told = f"{run.name} {how} in {rounded(time.monotonic() - began)}; {len(failed)} failed"
+                left = rounded(seconds_left(grid, runs, waiting, running) / jobs)
+                print(f"[{len(done)}/{len(runs)}] {told}; eta {left}", flush=True)
+    return failed, stopping
+
+
+def seconds_left(grid: Grid, runs: list[Planned], waiting: list[Planned], running: dict) -> float:
+    of = expected_seconds(grid, runs)
+    begun = sum(max(0.0, of(run) - (time.monotonic() - began)) for run, (*_, began) in running.items())
+    return begun + sum(map(of, waiting))
+
+
+def rounded(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))
+
+
+def report(failed: dict[Planned, str]) -> None:
+    for run, why in failed.items():
+        log = run.folder / LOG
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.is_file() else []
+        print(f"\nFAILED {run.folder}: {why}" + "".join(f"\n    {line}" for line in lines), flush=True)
+
+
+def publish(grid: Grid, runs: list[Planned], output: Path) -> None:
+    """Table, results.csv and a resolved config of each arm and pretraining, from what has finished."""
+    finished = [run for run in runs if run.finished()]
+    scored = [run.folder for run in finished if run.entry == "finetune.py"]
+    if not scored:
+        return
+    arms = read_arms(scored)
+    baselines = [name for name in grid.baseline if name in arms]
+    table = to_markdown(summarize(arms, baselines, list(grid.factor), None), None)
+    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    (output / "results.csv").write_text(to_csv(arms), encoding="utf-8")
+    (output / "configs").mkdir(exist_ok=True)
+    for run in reversed(finished):  # the first of each arm stays
+        name = f"{run.entry.removesuffix('.py')}_{run.folder.parent.name}.yaml"
+        shutil.copyfile(run.folder / "config.yaml", output / "configs" / name)
+    print(f"\n{table}\n\n{len(finished)} of {len(runs)} runs; written to {output}: table.md, results.csv, configs/")
+
+
+def list_runs(grid: Grid, runs: list[Planned], jobs: int) -> None:
+    """What --dry-run shows."""
+    of, total = expected_seconds(grid, runs), 0.0
+    for run in runs:
+        state = "finished" if run.finished() else "unfinished" if (run.folder / "checkpoints").is_dir() else "to do"
+        total += 0 if state == "finished" else of(run)
+        print(f"{state:10}  {of(run) / 60:8.1f} min  {run.folder}")
+    print(f"{len(runs)} runs; about {total / 60:.0f} minutes left in all, {total / 60 / jobs:.0f} with --jobs {jobs}")
+
+
+def print_commands(grid: Grid, runs: list[Planned], output: Path) -> None:
+    """The lines of what is not finished, and the same as lists for SLURM arrays."""
+    output.mkdir(parents=True, exist_ok=True)
+    launcher = f"torchrun --standalone --nproc_per_node={grid.processes} " if grid.processes > 1 else "python "
+    arrays, after = [], ""
+    for entry in ("pretrain.py", "finetune.py"):
+        lines = [shlex.join([entry, *run.words]) for run in runs if run.entry == entry and not run.finished()]
+        print("".join(f"{launcher}{line} --resume auto\n" for line in lines), end="")
+        path = output / f"{entry.removesuffix('.py')}.txt"
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        if lines:
+            gpus = f"--gpus-per-node={grid.processes}"
+            arrays.append(f"# sbatch {after}{gpus} --array=1-{len(lines)} scripts/slurm.sbatch {path}")
+            after = "--dependency=afterok:JOB_ID_OF_THE_LINE_ABOVE "
+    print("\n".join(["# or as SLURM arrays:", *arrays]))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a YAML of configs/studies/")
+    parser.add_argument("--output-dir", type=Path, help="default: runs/studies/NAME")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs beside each other")
+    parser.add_argument("--gpus-per-job", type=int, metavar="M", help="default: the study's processes; 0: on the CPU")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their predicted time")
+    parser.add_argument("--print-commands", action="store_true", help="print the commands instead of running them")
+    arguments = parser.parse_args(argv)
+    output, jobs = arguments.output_dir or Path("runs/studies", Path(arguments.study).stem), arguments.jobs
+    grid, runs = read_study(arguments.study, output)
+    if arguments.dry_run or arguments.print_commands:
+        list_runs(grid, runs, jobs) if arguments.dry_run else print_commands(grid, runs, output)
+        return 0
+    there = torch.cuda.device_count()
+    gpus = arguments.gpus_per_job if arguments.gpus_per_job is not None else grid.processes if there else 0
+    most = there // gpus if gpus else available_cores()
+    if not 1 <= jobs <= most:
+        what = f"{there} GPUs for {gpus} a job" if gpus else f"{available_cores()} CPU cores"
+        raise UserError(f"--jobs {jobs}: must be from 1 to {most}: this machine has {what} (--gpus-per-job)")
+    failed, stopped = execute(grid, runs, jobs, gpus)
+    publish(grid, runs, output)
+    report(failed)
+    if stopped:
+        print("stopped on request; start it again to go on")
+    return STOPPED if stopped else int(bool(failed))
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])
