@@ -221,9 +221,9 @@ def to_markdown(summary: dict, difference: float | None) -> str:
         cells = [told["arms"].get(name, {}) for told in summary.values()]
         texts = [f"{number(c['mean'], 2)}{deviation(c)}" if c else "" for c in cells]
         lines.append(f"| {name} | {runs[name]} | " + " | ".join(texts) + " |")
-    if max(runs.values()) == 1:
-        return "\n".join([*lines, "", "One run an arm: its spread is unknown, so this ranks nothing."])
-    for size, told in summary.items():
+    single = max(runs.values()) == 1
+    lines += ["", "One run an arm: its spread is unknown, so this ranks nothing."] if single else []
+    for size, told in () if single else summary.items():
         lines += ["", f"**top-1 % {at(size)}**", "", *arms_table(told["arms"]), "", *units_table(told["arms"])]
         lines += comparisons_table(told["comparisons"], difference) if told["comparisons"] else []
         lines += [f"- {name}: {note}" for name, arm in told["arms"].items() for note in arm["notes"]]
