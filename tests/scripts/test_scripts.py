@@ -15,7 +15,7 @@ from data.frequency_filter import FrequencyFilter
 from data.pixels import unit_float
 from losses.frequency import grayscale
 from models.resnet import masked_frequency_model
-from scripts import config_diff, export_weights
+from scripts import check_data, config_diff, export_weights, study, summarize
 from scripts.reconstruct import draw, pick_images, reconstruct
 from tests.helpers import image_folder
 from tests.launch import ROOT
@@ -63,7 +63,7 @@ def test_shell_scripts_parse_and_name_files_that_exist(script):
 def test_readme_names_files_and_knobs_that_exist(capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(
-        r"(?:configs|scripts|data|models|losses|utils)/[\w/]+\.(?:yaml|py|sh|sbatch|png|json)", text
+        r"(?<![\w/])(?:configs|scripts|data|models|losses|utils)/[\w/]+\.(?:yaml|py|sh|sbatch|png|json)", text
     ):
         assert (ROOT / name).is_file(), name
     told = ""
@@ -71,7 +71,7 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
         with pytest.raises(SystemExit):
             __import__(entry).main(["--help"])
         told += capsys.readouterr().out
-    for script in (export_weights, config_diff):
+    for script in (check_data, config_diff, export_weights, study, summarize):
         with pytest.raises(SystemExit):
             script.main(["--help"])
         told += capsys.readouterr().out
@@ -81,5 +81,5 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
     assert len(knobs) > 10
     for knob in knobs:
         assert knob[1:] in told or (ROOT / (knob[1:].replace(".", "/") + ".py")).exists(), knob
-    for flag in re.findall(r"--(?!nproc|logdir|nodes)[a-z][a-z-]+", text):
+    for flag in re.findall(r"--(?!nproc|logdir|nodes|max-restarts)[a-z][a-z-]+", text):
         assert flag in told or flag == "--output", flag
