@@ -184,7 +184,7 @@ def expected_seconds(grid: Grid, runs: list[Planned]):
 
 def command(run: Planned, processes: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, str(ROOT / run.entry), *run.words, "--resume", "auto"]
+    return [sys.executable, *launcher, os.path.relpath(ROOT / run.entry), *run.words, "--resume", "auto"]
 
 
 def start(run: Planned, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
