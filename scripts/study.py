@@ -122,6 +122,7 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
         section: {key.split(".", 1)[1]: value for key, (value, _) in values.items() if key.startswith(f"{section}.")}
         for section in ("pretrainings", "arms")
     }
+    check(bool(named["arms"]), path, "arms", "must name at least one arm")
     for name, words in named["pretrainings"].items():
         check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
     for name, arm in named["arms"].items():
@@ -150,7 +151,6 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
         for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" not in arm):
             words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
             runs.append(planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / f"f{seed}", words))
-    check(bool(named["arms"]), path, "arms", "must name at least one arm")
     return grid, runs
 
 

@@ -236,6 +236,7 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
         ("pretraining: mfm", "weights: mfm", "arms.mfm: must hold `finetune: words`"),
         ("  mfm: {pretraining: mfm, finetune: loss.name=bce}", "", "pretrainings: one is used by no arm"),
         ("  mfm: optimizer", "  mfm: [optimizer", "not a config"),
+        ("arms:", "arm:", "arm.scratch = .*: unknown key"),
         ("loss.name=bce}", "loss.name=mse}", "arms.scratch: .*loss.name = mse: must be one of bce, ce"),
         ("loss.name=bce}", "--epochs 3}", "arms.scratch: .*schedule.epochs is given twice"),
         ("loss.name=bce}", "--epoch 3}", "arms.scratch: see above"),
