@@ -58,8 +58,8 @@ def start(path: Path, output: Path) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, what: str):
-    limit = time.monotonic() + 120
+def wait_for(condition, what: str, seconds: float = 120):
+    limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         found = condition()
         if found:
@@ -112,10 +112,15 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
             results.setdefault(path, path.stat().st_mtime_ns)
 
     process = start(tiny, output)  # first: study.py's process group, outright
-    holder_of_run = holder(fresh_checkpoint(output, set()))
+    run = holder(fresh_checkpoint(output, set()))
+    os.kill(run, signal.SIGSTOP)  # so that it cannot just finish
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_for(lambda: not alive(holder_of_run), "the run to die with its study")
+    process.wait()
+    try:
+        wait_for(lambda: not alive(run), "the run to die with its study", seconds=20)
+    finally:
+        if alive(run):
+            os.kill(run, signal.SIGKILL)
     remember_results()
 
     process = start(tiny, output)  # second: asked to stop, as a terminal or a batch system does
