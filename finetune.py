@@ -4,16 +4,21 @@
         --weights runs/pretrain_resnet50/checkpoints/last.pt
     torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
         --weights runs/finetune_resnet50_bce/checkpoints/last.pt --val-resize-size 234 235 236
+    python finetune.py --eval-only --frequency-sweep --weights runs/finetune_resnet50_bce/checkpoints/last.pt
     python finetune.py --help                                         # every knob
 """
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from configs.schema import FREE_TO_CHANGE, FinetuneConfig
+import torch
+
+from configs.schema import COMPARED, FREE_TO_CHANGE, FinetuneConfig
 from data.folder import ImageFolder
+from data.frequency_filter import FrequencyFilter
 from data.geometry import train_transform
 from data.mixing import Mixing
 from data.pixels import Normalizer, unit_float
@@ -26,9 +31,11 @@ from utils.checkpoint import read_checkpoint
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.evaluation import evaluate, share_of_rank, table
+from utils.evaluation import Mistakes, evaluate, share_of_rank, table
 from utils.loop import STOPPED, train
-from utils.run import Run, build_state, learning_rate_of, open_log, open_run, place, resolved, resume_state
+from utils.pictures import confusion_picture, sheet, short
+from utils.run import Run, build_state, comparable, learning_rate_of, open_log, open_run, place, resolved, resume_state
+from utils.run_log import RunLog
 from utils.seeding import keyed_torch
 
 
@@ -62,10 +69,13 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         if done < steps.stop:
             return STOPPED
-        rows = evaluate_model(config, run, state.model, val_folder, "model")
+        mistakes = Mistakes(len(folder.classes), run.world)
+        rows = evaluate_model(config, run, state.model, val_folder, "model", mistakes)
+        show_mistakes(config, log, val_folder, *mistakes.collected(), done)
         if state.average:
             rows += evaluate_model(config, run, state.average.module, val_folder, "ema")
         log.evaluation(rows, done)
+    log.compare(comparable(config, COMPARED), {"final/top1": rows[0]["top1"]}, done)
     log.close()
     run.say(table(rows))
     run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), "results": rows})
@@ -107,17 +117,59 @@ def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, d
     return loss_of
 
 
-def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str) -> list[dict]:
-    """A row for each resize size; `weights` names what was evaluated."""
+def evaluate_model(
+    config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str, mistakes: Mistakes | None = None
+) -> list[dict]:
+    """A row for each resize size, or each filter of the sweep; `weights` names what was evaluated."""
     d = config.data
     samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
     mine = share_of_rank(len(folder), run.world, d.val_batch_size)
     batches = batch_loader(samples, mine, *run.loading)
     normalize = Normalizer(d.mean, d.std, run.world.device)
-    rows = evaluate(
-        model, batches, lambda images: normalize(unit_float(images)), d.val_resize_size, len(folder), run.world
-    )
+
+    def sizes(crops):
+        """(B, sizes, 3, S, S) uint8 -> (B, 3, S, S) float32 for each size."""
+        return (normalize(unit_float(images)) for images in crops.unbind(1))
+
+    views, names = sizes, [{"val_resize_size": size} for size in d.val_resize_size]
+    if config.run.frequency_sweep:
+        radii = [radius for radius in config.run.sweep_radii if radius**2 <= 2 * (d.val_crop_size // 2) ** 2]
+        filters = [(None, "all"), *((radius, kind) for kind in ("low_pass", "high_pass") for radius in radii)]
+        views = partial(filtered_views, sizes, filters)
+        names = [{"kind": kind, "radius": radius} for radius, kind in filters]
+    rows = evaluate(model, batches, views, names, len(folder), run.world, mistakes)
     return [{"weights": weights, **row} for row in rows]
+
+
+def filtered_views(sizes, filters: list[tuple[float | None, str]], crops: torch.Tensor):
+    """The one size's images, filtered after normalisation, on their device, in each of several ways, and not clipped.
+
+    The filter is linear: low-passed, they are what filtering the pixels gives. High-passed, they have lost frequency 0,
+    their mean, and stand around data.mean, not black. Clipping would bring removed frequencies back.
+    """
+    (clean,) = sizes(crops)
+    for radius, kind in filters:
+        keep_low = torch.full((len(clean),), kind == "low_pass", device=clean.device)
+        yield FrequencyFilter(radius)(clean, keep_low) if radius else clean
+
+
+def show_mistakes(config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion, surest: list, step: int) -> None:
+    """To TensorBoard, from rank 0: the confusion matrix, and the wrong images of which the model was surest."""
+    if log.world.rank == 0 and len(confusion):
+        log.show("image", {"val/confusion_matrix": confusion_picture(confusion, folder.classes)}, step)
+    if log.world.rank != 0 or not surest:
+        return
+    d, pictures = config.data, {}
+    samples = EvaluationSamples(folder, d.val_resize_size[:1], d.val_crop_size, d.interpolation)
+    lines = ["| | confidence | true | predicted | file |", "|---|---|---|---|---|"]
+    for n, (confidence, image, *classes) in enumerate(surest, start=1):
+        names = [folder.classes[number] for number in classes]
+        pictures[f"{n} {short(names[0], 7)}→{short(names[1], 7)}"] = samples[image][0]
+        # Neither Markdown nor HTML may be read into a name: what is no letter becomes a character reference.
+        cells = [re.sub(r"[^\w .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
+        lines.append(f"| {n} | {confidence:.1%} | {' | '.join(cells)} |")
+    log.show("image", {"val/surest_mistakes": sheet(pictures)}, step)
+    log.show("text", {"val/surest_mistakes": "\n".join(lines)}, step)
 
 
 def evaluate_checkpoint(config: FinetuneConfig) -> int:
@@ -138,7 +190,9 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     model = place(model, run.world.device, config.model.channels_last)
     rows = evaluate_model(config, run, model, folder, "ema" if config.run.use_ema else "model")
     run.say(table(rows))
-    run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], "results": rows})
+    name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
+    sizes = {"val_resize_size": data.val_resize_size, "val_crop_size": data.val_crop_size}
+    run.write_result(name, {"checkpoint": path, "step": saved["step"], **sizes, "results": rows})
     return 0
 
 

@@ -21,7 +21,13 @@ FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
     run.eval_only run.evaluate_every_epochs data.data_path data.workers data.on_bad_image data.val_batch_size
     data.val_resize_size data.val_crop_size checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
-    checkpoint.on_save_error logging.every_steps""".split()
+    checkpoint.on_save_error logging.every_steps logging.pictures_every_steps run.frequency_sweep
+    run.sweep_radii""".split()
+)
+# Columns of TensorBoard's HParams tab: the same for both kinds of run, or it would show the first one's only.
+COMPARED = tuple(
+    """run.seed run.weights model.name data.train_crop_size filter.radius filter.order loss.name loss.target
+    optimizer.learning_rate optimizer.weight_decay schedule.epochs train.batch_size train.precision""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -43,6 +49,10 @@ class Run:
 @dataclass(frozen=True)
 class FinetuneRun(Run):
     eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only")
+    frequency_sweep: bool = knob(False, "with eval_only: top-1 on low- and high-passed images too, over sweep_radii",
+                                 flag="--frequency-sweep")
+    sweep_radii: tuple[float, ...] = knob((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), "its cutoffs; those beyond "
+                                          "the crop's last bin are left out", "bins of the crop", above=0)
     evaluate_every_epochs: int | None = knob(None, "null: evaluate after the last epoch only", "epochs", low=1)
 
 
@@ -177,6 +187,8 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Logging:
     every_steps: int = knob(50, "a line in log.jsonl, on the console and in TensorBoard", "steps", low=1)
+    pictures_every_steps: int | None = knob(500, "pretraining: reconstructions, spectra and errors by frequency in "
+                                            "TensorBoard, at the last step too; null: none", "steps", low=1)
 
 # fmt: on
 
@@ -229,6 +241,8 @@ class FinetuneConfig:
         found = section_problems(self)
         if self.run.eval_only and not self.run.weights:
             found.append(("run.eval_only", "needs run.weights (--weights): the finetuned checkpoint to evaluate"))
+        if self.run.frequency_sweep and not (self.run.eval_only and len(self.data.val_resize_size) == 1):
+            found.append(("run.frequency_sweep", "needs run.eval_only (--eval-only) and one data.val_resize_size"))
         return found
 
 

@@ -64,7 +64,7 @@ def assert_same_state(expected: Path, got: Path) -> None:
         compare(expected[key], got[key], key)
 
 
-TIMES = {"time", "images_per_second", "data_wait_share"}
+TIMES = {"time", "images_per_second", "data_wait_share", "peak_memory_gb"}
 
 
 def mathematics(output: Path) -> list[dict]:

@@ -15,8 +15,11 @@ ALONE = World(0, 1, 1, CPU)
 LENGTH, CLASSES, SIDE = 103, 12, 4
 
 
-def prepare(images):
-    return images.float() / 255 - 0.5
+SIZES = [{"val_resize_size": 40}, {"val_resize_size": 32}]
+
+
+def views(crops):
+    return (images.float() / 255 - 0.5 for images in crops.unbind(1))
 
 
 class Tiny(nn.Module):
@@ -59,7 +62,7 @@ def by_numpy(model, crops, labels):
 def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
     model = Tiny(classes)
     crops, labels = data(classes=classes)
-    rows = evaluate(model, batches(crops, labels, batch_size), prepare, (40, 32), LENGTH, ALONE)
+    rows = evaluate(model, batches(crops, labels, batch_size), views, SIZES, LENGTH, ALONE)
     assert [row["val_resize_size"] for row in rows] == [40, 32]
     for size, row in enumerate(rows):
         top1, top5, loss = by_numpy(model, crops[:, size], labels)
@@ -79,7 +82,7 @@ def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
 def test_the_model_is_left_as_it_was(training):
     model = Tiny().train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, batches(*data(), 7), prepare, (40, 32), LENGTH, ALONE)
+    evaluate(model, batches(*data(), 7), views, SIZES, LENGTH, ALONE)
     assert model.training == model.norm.training == training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -88,13 +91,13 @@ def test_the_model_is_left_as_it_was(training):
 @pytest.mark.parametrize(("length", "shown"), [(LENGTH + 1, LENGTH), (LENGTH - 1, LENGTH)])
 def test_a_count_that_is_not_the_sets_is_an_error(length, shown):
     with pytest.raises(AssertionError, match=f"{shown} images counted, the set has {length}"):
-        evaluate(Tiny(), batches(*data(), 7), prepare, (40, 32), length, ALONE)
+        evaluate(Tiny(), batches(*data(), 7), views, SIZES, length, ALONE)
 
 
 def test_an_image_counted_twice_is_an_error():
     whole = batches(*data(), 50)
     with pytest.raises(AssertionError, match="153 images counted"):
-        evaluate(Tiny(), [*whole, whole[0]], prepare, (40, 32), LENGTH, ALONE)
+        evaluate(Tiny(), [*whole, whole[0]], views, SIZES, LENGTH, ALONE)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -111,12 +114,12 @@ def test_ranks_share_the_images_without_overlap_or_padding(length, ranks, batch_
 def test_the_ranks_counts_add_up(ranks):
     model = Tiny()
     crops, labels = data()
-    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), prepare, (40,), LENGTH, ALONE)
+    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), views, SIZES[:1], LENGTH, ALONE)
     parts = []
     for rank in range(ranks):
         mine = share_of_rank(LENGTH, World(rank, ranks, ranks, CPU), 7)
         count = sum(map(len, mine))
-        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in mine], prepare, (40,), count, ALONE)
+        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in mine], views, SIZES[:1], count, ALONE)
     for name in ("images", "top1_count", "top5_count"):
         assert sum(part[name] for part in parts) == whole[name]
     assert sum(part["loss"] * part["images"] for part in parts) / LENGTH == pytest.approx(whole["loss"], rel=1e-6)
