@@ -164,7 +164,7 @@ def show_mistakes(config: FinetuneConfig, log: RunLog, folder: ImageFolder, conf
     lines = ["| | confidence | true | predicted | file |", "|---|---|---|---|---|"]
     for n, (confidence, image, *classes) in enumerate(surest, start=1):
         names = [folder.classes[number] for number in classes]
-        pictures[f"{n} {short(names[0], 7)}→{short(names[1], 7)}"] = samples[image][0]
+        pictures[f"{n} {short(names[0], 8)} as {short(names[1], 8)}"] = samples[image][0]
         # Neither Markdown nor HTML may be read into a name: what is no letter becomes a character reference.
         cells = [re.sub(r"[^\w .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
         lines.append(f"| {n} | {confidence:.1%} | {' | '.join(cells)} |")

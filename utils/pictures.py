@@ -79,8 +79,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def short(name: str, length: int) -> str:
     """What can be drawn of a name, its middle left out if it is longer."""
     name = name.encode("utf-8", "replace").decode().replace("\n", " ")
-    half = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+    half = (length - 2) // 2
+    return name if len(name) <= length else f"{name[:half]}..{name[-half:]}"
 
 
 def as_tensor(picture: Image.Image) -> torch.Tensor:
