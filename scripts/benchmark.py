@@ -48,8 +48,8 @@ def timed(task, times: int, device: torch.device) -> dict[str, float]:
 def pictures(arguments: argparse.Namespace) -> dict:
     """One event of `logging.pictures_every_steps`, and its share of the time of a training step of the same model.
 
-    The step has `--batch` images, which are random numbers: no loader; with one, and with the recipe's whole batch, a step
-    takes longer and the share is smaller.
+    The step has `--batch` images, random ones without a loader; with the recipe's whole batch a step takes longer, and
+    the share is smaller.
     """
     words = ["--config", arguments.config, f"run.device={arguments.device}", *arguments.overrides]
     with tempfile.TemporaryDirectory() as folder:

@@ -26,29 +26,27 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
+matplotlib.rcParams.update(STYLE)
 FIGURE = pyplot.Figure
 warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names of any alphabet; the fonts are the machine's
 
 
 def subplots(rows: int, columns: int, width: float, height: float, **more):
     """A figure of so many inches, and its axes as an array (rows, columns)."""
-    with matplotlib.rc_context(STYLE):
-        return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, **more)
+    return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, **more)
 
 
 def save(figure: FIGURE, path: Path) -> None:
     """In the format of the path's suffix: PNG, PDF, SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
 def data_uri(figure: FIGURE) -> str:
     """The figure as a PNG within a URI."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130)
     pyplot.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -57,15 +55,10 @@ def look(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
 
 
-def legend(axis) -> None:
-    """Below the panel, where no line runs; names shortened, and with a space before them: `_x` would be left out."""
+def legend(figure: FIGURE, axis) -> None:
+    """Below all panels, where no line runs; names shortened, with a space before them, since `_x` would be left out."""
     handles, names = axis.get_legend_handles_labels()
-    with matplotlib.rc_context(STYLE):
-        axis.legend(handles, [short(name, 48) for name in names], loc="upper left", bbox_to_anchor=(0, -0.2))
-
-
-def labelled(name: str) -> str:
-    return " " + name if name.startswith("_") else name
+    figure.legend(handles, [" " + short(name.strip(), 60) for name in names], loc="outside lower left")
 
 
 def grid(rows: list[tuple[str, list[np.ndarray], list[str]]], titles: list[str], note: str) -> FIGURE:
@@ -97,7 +90,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def curves_figure(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, width: int, log=False) -> FIGURE:
+def curves_figure(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, width: int) -> FIGURE:
     """A line each: name -> (x, y), smoothed over `width` points, with the raw one pale behind."""
     figure, axes = subplots(1, 1, 6.4, 3.6 + 0.17 * len(series))
     axis = axes[0, 0]
@@ -105,10 +98,9 @@ def curves_figure(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str
         y = np.array([math.nan if value is None else value for value in y], float)
         if width > 1:
             axis.plot(x, y, color=look(number)["color"], alpha=0.25, linewidth=1)
-        axis.plot(x, smooth(y, width), label=labelled(name), **look(number))
+        axis.plot(x, smooth(y, width), marker="." if len(x) < 5 else None, label=" " + name, **look(number))
     axis.set(xlabel=xlabel, ylabel=ylabel + (f" (mean over {width} points)" if width > 1 else ""))
-    axis.set_yscale("log" if log else "linear")
-    legend(axis)
+    legend(figure, axis)
     return figure
 
 
@@ -128,11 +120,11 @@ def interval_figure(groups: dict[str, dict[int, list[float]]], xlabel: str, ylab
         ]
         seeds = max(map(len, points.values()))
         told = f"{name} ({seeds} seeds, 95 %)" if seeds > 1 else f"{name} (1 seed: no interval)"
-        axes[0, 0].errorbar(x, means, half, capsize=3, label=labelled(told), **look(number))
+        axes[0, 0].errorbar(x, means, half, capsize=3, label=" " + told, **look(number))
         for at in x:
             axes[0, 0].plot([at] * len(points[at]), points[at], "o", color=look(number)["color"], markersize=3)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xticks=sorted({x for points in groups.values() for x in points}))
-    legend(axes[0, 0])
+    legend(figure, axes[0, 0])
     return figure
 
 
@@ -151,7 +143,7 @@ def sweep_figure(models: dict[str, list[dict]]) -> FIGURE:
             points = sorted((r["radius"], r["top1"] / 100, r["images"]) for r in rows if r["kind"] == kind)
             x, p, n = np.array(points).T
             half = 1.96 * np.sqrt(p * (1 - p) / n)
-            axis.plot(x, 100 * p, "o", label=labelled(name), markersize=3, **look(number))
+            axis.plot(x, 100 * p, "o", label=" " + name, markersize=3, **look(number))
             axis.plot(x, 100 * p, **look(number))
             axis.fill_between(x, 100 * (p - half), 100 * (p + half), color=look(number)["color"], alpha=0.15, lw=0)
             whole = next(row["top1"] for row in rows if row["kind"] == "all")
@@ -160,7 +152,7 @@ def sweep_figure(models: dict[str, list[dict]]) -> FIGURE:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set(title=title, xlabel="cutoff radius [bins of the crop]")
     axes[0, 0].set(ylabel="top-1 [%]; thin level lines: unfiltered", ylim=(0, 100))
-    legend(axes[0, 0])
+    legend(figure, axes[0, 0])
     return figure
 
 
@@ -179,8 +171,9 @@ def radial_figure(history: dict[str, list[tuple[float, np.ndarray]]], radius: fl
         axis.axvspan(*((radius, len(values)) if kind == "low_pass" else (0, radius)), color="0.9", zorder=0)
         axis.set(title=f"{kind.replace('_', '-')} input", xlabel="frequency radius [bins of the crop]", yscale="log")
     axes[0, 0].set(ylabel=ylabel)
-    with matplotlib.rc_context(STYLE):
-        axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    axes[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[0, 0].yaxis.set_minor_formatter(lambda value, _: "")
+    axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     figure.supxlabel("shaded: the frequencies that were removed, which the loss asks for", fontsize=8)
     return figure
 

@@ -113,7 +113,7 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
             for name, run in of_kind.items()
         }
         if series:
-            figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width, log=True)
+            figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width)
             ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in series.items() if y[-1] is not None)
             found[f"loss_{kind}"] = figure, f"Loss of {kind} against the step: {ends}."
     sizes = groups(by_name)

@@ -16,6 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -100,17 +101,18 @@ def grid_of_images(config: PretrainConfig, model, crops: dict[str, torch.Tensor]
 
 
 def grid_of_radii(config: PretrainConfig, model, image: torch.Tensor, radii: list[float]):
-    """One image; one column a radius."""
+    """One image; one column a radius, and the original beside what is to be it."""
     from scripts.figures import grid
 
     found = [stages(config, model, image, radius) for radius in radii]
-    rows = []
+    rows, original = [], found[0]["low_pass"][0]["original"]
     for name in ("low_pass", "high_pass"):
         for s in STAGES:
             texts = [of[name][1] if s == "combined" else "" for of in found]
-            rows.append((f"{s}, {name.replace('_', '-')}", [of[name][0][s] for of in found], texts))
+            first = original if s == "combined" else np.full_like(original, 255)
+            rows.append((f"{s}, {name.replace('_', '-')}", [first, *(of[name][0][s] for of in found)], ["", *texts]))
     trained = config.filter.radius
-    titles = [f"radius {r:g}" + ("\n(trained)" if r == trained else "") for r in radii]
+    titles = ["original", *(f"radius {r:g}" + ("\n(trained)" if r == trained else "") for r in radii)]
     return grid(rows, titles, f"{NOTE}; trained with radius {trained:g}")
 
 
