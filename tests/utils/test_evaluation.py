@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.distributed import World
-from utils.evaluation import evaluate, share_of_rank, table
+from utils.evaluation import Mistakes, evaluate, share_of_rank, table
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 1, CPU)
@@ -133,3 +133,44 @@ def test_table_is_markdown():
         "| 235 | 78.826 | 94.100 | 1.2346 | 50000 |\n"
         "| 236 | 5.000 | 94.100 | 1.2346 | 50000 |"
     )
+
+
+def told(world: World, logits, labels, number_of_classes=CLASSES, most=8) -> Mistakes:
+    mistakes = Mistakes(number_of_classes, world, most)
+    for numbers in share_of_rank(len(labels), world, 7):
+        mistakes.add(logits[numbers], labels[numbers])
+    return mistakes
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 101])
+def test_mistakes_are_counted_and_the_surest_found(classes):
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = 3 * torch.randn(LENGTH, classes, generator=generator), data(classes=classes)[1]
+    confusion, surest = told(ALONE, logits, labels, classes).collected()
+    predicted = logits.argmax(1)
+    if classes > 100:
+        assert len(confusion) == 0
+    else:
+        expected = np.zeros((classes, classes), int)
+        for true, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
+            expected[true, guess] += 1
+        assert confusion.dtype == torch.int64 and confusion.tolist() == expected.tolist()
+    exponentials = np.exp(logits.double().numpy())
+    confidence = (exponentials / exponentials.sum(1, keepdims=True)).max(1)
+    wrong = [n for n in np.argsort(-confidence) if predicted[n] != labels[n]][:8]
+    assert [row[1:] for row in surest] == [(n, labels[n], predicted[n]) for n in wrong]
+    assert [row[0] for row in surest] == pytest.approx(confidence[wrong].tolist())
+
+
+def test_mistakes_of_ranks_are_those_of_one():
+    logits, labels = 3 * torch.randn(LENGTH, CLASSES, generator=torch.Generator().manual_seed(2)), data()[1]
+    whole, parts = told(ALONE, logits, labels), [told(World(r, 3, 3, CPU), logits, labels) for r in range(3)]
+    assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
+    surest = sorted((row for part in parts for row in part.surest.tolist()), reverse=True)[:8]
+    assert surest == sorted(whole.surest.tolist(), reverse=True)
+
+
+def test_no_mistake_is_none():
+    labels = data()[1]
+    confusion, surest = told(ALONE, torch.nn.functional.one_hot(labels, CLASSES).float(), labels).collected()
+    assert surest == [] and confusion.trace() == LENGTH
