@@ -164,13 +164,13 @@ def pictures_of(config: PretrainConfig, run: Run, log: RunLog, model, folder: Im
         for name, columns in pictures.items():
             for tag, draw in (("reconstruction", eight_bit), ("log_magnitude", log_magnitude)):
                 drawn = {title: draw(column) for title, column in columns.items()}
-                log.show("image", {f"{tag}/{name}": sheet(drawn)}, done)
+                log.show("image", {f"pictures/{tag}_{name}": sheet(drawn)}, done)
         for kind, title in (
             ("error", "mean |error|"),
             ("relative", "mean |error| / mean |target|: 1 is predicting nothing"),
         ):
             lines = {f"{name} input": error[kind] for name, error in errors.items()}
-            log.show("image", {f"radial_error/{kind}": curves(lines, title, config.filter.radius)}, done)
+            log.show("image", {f"pictures/radial_{kind}": curves(lines, title, config.filter.radius)}, done)
             log.show("tensor", {f"radial_error/{kind}/{name}": error[kind] for name, error in errors.items()}, done)
 
     return show

@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe --hide-scrollbars""".split()
 # All elements, those of web components too.
-DEEP = """const deep = (root, name) => [...root.querySelectorAll('*')].flatMap(e => [
+DEEP = """var deep = (root, name) => [...root.querySelectorAll('*')].flatMap(e => [
   ...(e.matches(name) ? [e] : []), ...(e.shadowRoot ? deep(e.shadowRoot, name) : [])]);"""
 
 

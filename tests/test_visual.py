@@ -19,6 +19,7 @@ from data.frequency_filter import FrequencyFilter
 from data.geometry import evaluation_crops
 from data.pixels import Normalizer, unit_float
 from data.samples import fixed_images
+from losses.frequency import grayscale
 from models.resnet import masked_frequency_model, resnet
 from tests.helpers import image_folder
 from tests.launch import FINETUNE, PRETRAIN, overriding
@@ -63,8 +64,8 @@ def test_pictures_leave_the_training_as_it_is(pretrained):
 
 def test_pretraining_shows_pictures_of_each_kind_where_due(pretrained, images):
     found, kinds = events(pretrained / "shown"), ("low_pass", "high_pass")
-    pictures = [f"{what}/{kind}" for what in ("reconstruction", "log_magnitude") for kind in kinds]
-    for tag in [*pictures, "radial_error/error", "radial_error/relative"]:
+    pictures = [f"pictures/{what}_{kind}" for what in ("reconstruction", "log_magnitude") for kind in kinds]
+    for tag in [*pictures, "pictures/radial_error", "pictures/radial_relative"]:
         assert [event.step for event in found.Images(tag)] == [1, 2, 3], tag
     assert not events(pretrained / "blind").Tags()["images"]
     # The numbers are those of the model that was saved at the end.
@@ -198,3 +199,20 @@ def test_other_ranks_show_nothing(images):
         world = World(1, 2, 2, torch.device("cpu"))
 
     assert pretrain.pictures_of(config, Second, None, None, None, 3)(1) is None
+
+
+def test_combined_keeps_the_frequencies_of_the_input():
+    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")  # grey target
+    torch.manual_seed(0)
+    images = (100 + 40 * torch.rand(4, 3, 32, 32)).byte()
+    pictures, _ = pretrain.reconstruct(config, masked_frequency_model("resnet18", 1), images)
+    low_pass, keep_low = FrequencyFilter(config.filter.radius), torch.ones(4, dtype=torch.bool)
+    expected = low_pass(grayscale(unit_float(images)), keep_low)
+    torch.testing.assert_close(low_pass(pictures["low_pass"]["combined"], keep_low), expected, atol=1e-4, rtol=0)
+    rest = grayscale(unit_float(images)) - expected
+    torch.testing.assert_close(
+        pictures["high_pass"]["combined"] - low_pass(pictures["high_pass"]["combined"], keep_low),
+        rest,
+        atol=1e-4,
+        rtol=0,
+    )
