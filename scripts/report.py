@@ -32,7 +32,7 @@ CSS = """
 }
 * { box-sizing: border-box; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); overflow-wrap: anywhere; }
+  background: var(--paper); overflow-wrap: break-word; }
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 1.5rem 0; break-inside: avoid; }
@@ -41,9 +41,9 @@ figcaption, .quiet { color: var(--quiet); font-size: 0.9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { border: 1px solid var(--line); padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
-td { min-width: 4rem; }
+td { max-width: 18rem; }
 pre { background: var(--box); padding: 0.5rem; white-space: pre-wrap; font-size: 0.85rem; }
-nav a { margin-right: 1rem; }
+nav a { margin-right: 1rem; display: inline-block; }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --quiet: #333; --box: #fff; }
   body { max-width: none; padding: 0; }

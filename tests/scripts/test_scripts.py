@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import config_diff, export_weights
+from scripts import benchmark, config_diff, export_weights, plot, reconstruct, report
 from scripts.reconstruct import pick_images
 from scripts.results_table import results_table
 from tests.helpers import image_folder
@@ -54,7 +54,7 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
         with pytest.raises(SystemExit):
             __import__(entry).main(["--help"])
         told += capsys.readouterr().out
-    for script in (export_weights, config_diff):
+    for script in (export_weights, config_diff, reconstruct, plot, report, benchmark):
         with pytest.raises(SystemExit):
             script.main(["--help"])
         told += capsys.readouterr().out
@@ -65,4 +65,4 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
     for knob in knobs:
         assert knob[1:] in told or (ROOT / (knob[1:].replace(".", "/") + ".py")).exists(), knob
     for flag in re.findall(r"--(?!nproc|logdir|nodes)[a-z][a-z-]+", text):
-        assert flag in told or flag == "--output", flag
+        assert flag in told or flag in ("--output", "--load"), flag  # --load_fast is TensorBoard's
