@@ -4,16 +4,21 @@
         --weights runs/pretrain_resnet50/checkpoints/last.pt
     torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
         --weights runs/finetune_resnet50_bce/checkpoints/last.pt --val-resize-size 234 235 236
+    python finetune.py --eval-only --frequency-sweep --weights runs/finetune_resnet50_bce/checkpoints/last.pt
     python finetune.py --help                                         # every knob
 """
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from configs.schema import FREE_TO_CHANGE, FinetuneConfig
+import torch
+
+from configs.schema import COMPARED, FREE_TO_CHANGE, FinetuneConfig
 from data.folder import ImageFolder
+from data.frequency_filter import FrequencyFilter
 from data.geometry import train_transform
 from data.mixing import Mixing
 from data.pixels import Normalizer, unit_float
@@ -26,9 +31,11 @@ from utils.checkpoint import read_checkpoint
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.evaluation import evaluate, share_of_rank, table
+from utils.evaluation import Mistakes, evaluate, share_of_rank, table
 from utils.loop import STOPPED, train
-from utils.run import Run, build_state, learning_rate_of, open_log, open_run, place, resolved, resume_state
+from utils.pictures import confusion_picture, sheet, short
+from utils.run import Run, build_state, comparable, learning_rate_of, open_log, open_run, place, resolved, resume_state
+from utils.run_log import RunLog
 from utils.seeding import keyed_torch
 
 
@@ -63,9 +70,12 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         if done < steps.stop:
             return STOPPED
+        mistakes = Mistakes(len(folder.classes), run.world)
         models = {"model": state.model} | ({"ema": state.average.module} if state.average else {})
-        found = evaluate_models(config, run, models, val_folder, held_out)
+        found = evaluate_models(config, run, models, val_folder, held_out, mistakes)
+        show_mistakes(config, log, val_folder, *mistakes.collected(), found["results"][0]["val_resize_size"], done)
         log.evaluation(found["results"], done)
+    log.compare(comparable(config, COMPARED), {"final/top1": found["results"][0]["top1"]}, done)
     log.close()
     run.say(table(found["results"]))
     data = {"train": folder.fingerprint(), "val": val_folder.fingerprint()}
@@ -127,37 +137,85 @@ def images_to_select_on(config: FinetuneConfig, classes: list[str], holdout: flo
     return ImageFolder(root, classes, holdout, held_out=True) if config.run.select_val_resize_size else None
 
 
-def evaluate_models(config: FinetuneConfig, run: Run, models: dict, val_folder: ImageFolder, held_out) -> dict:
+def evaluate_models(
+    config: FinetuneConfig, run: Run, models: dict, val_folder: ImageFolder, held_out, mistakes: Mistakes | None = None
+) -> dict:
     """For result.json: `results`, val's rows, and `val_resize_size` with how that was settled.
 
     Args:
         models: name -> model.
         held_out: the ImageFolder on which to choose a resize size (most images right, then the lower loss), or None.
+        mistakes: is told of the first model on val, at the first size.
     """
-    if held_out is None:
-        rows = [row for name, model in models.items() for row in evaluate_model(config, run, model, val_folder, name)]
-        return {"results": rows, "val_resize_size": {"chosen": "given before"}}
     rows, scores = [], []
     for name, model in models.items():
-        tried = evaluate_model(config, run, model, held_out, name)
-        best = max(tried, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
-        run.say(f"{name}: val_resize_size {best} is best on {len(held_out)} held-out images")
-        chosen = replace(config, data=replace(config.data, val_resize_size=(best,)))
-        rows, scores = rows + evaluate_model(chosen, run, model, val_folder, name), scores + tried
-    return {"results": rows, "val_resize_size": {"chosen": "on held-out images of train", "held_out": scores}}
+        if held_out is not None:
+            tried = evaluate_model(config, run, model, held_out, name)
+            best = max(tried, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
+            run.say(f"{name}: val_resize_size {best} is best on {len(held_out)} held-out images")
+            scores += tried
+        sizes = config.data.val_resize_size if held_out is None else (best,)
+        chosen = replace(config, data=replace(config.data, val_resize_size=sizes))
+        rows += evaluate_model(chosen, run, model, val_folder, name, mistakes if not rows else None)
+    how = {"chosen": "given before"} if held_out is None else {"chosen": "on held-out images of train"}
+    return {"results": rows, "val_resize_size": how | ({"held_out": scores} if scores else {})}
 
 
-def evaluate_model(config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str) -> list[dict]:
-    """A row for each resize size; `weights` names what was evaluated."""
+def evaluate_model(
+    config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str, mistakes: Mistakes | None = None
+) -> list[dict]:
+    """A row for each resize size, or each filter of the sweep; `weights` names what was evaluated."""
     d = config.data
     samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
     mine = share_of_rank(len(folder), run.world, d.val_batch_size)
     batches = batch_loader(samples, mine, *run.loading)
     normalize = Normalizer(d.mean, d.std, run.world.device)
-    rows = evaluate(
-        model, batches, lambda images: normalize(unit_float(images)), d.val_resize_size, len(folder), run.world
-    )
+
+    def sizes(crops):
+        """(B, sizes, 3, S, S) uint8 -> (B, 3, S, S) float32 for each size."""
+        return (normalize(unit_float(images)) for images in crops.unbind(1))
+
+    views, names = sizes, [{"val_resize_size": size} for size in d.val_resize_size]
+    if config.run.frequency_sweep:
+        radii = [radius for radius in config.run.sweep_radii if radius**2 <= 2 * (d.val_crop_size // 2) ** 2]
+        filters = [(None, "all"), *((radius, kind) for kind in ("low_pass", "high_pass") for radius in radii)]
+        views = partial(filtered_views, sizes, filters)
+        names = [{"kind": kind, "radius": radius} for radius, kind in filters]
+    rows = evaluate(model, batches, views, names, len(folder), run.world, mistakes)
     return [{"weights": weights, **row} for row in rows]
+
+
+def filtered_views(sizes, filters: list[tuple[float | None, str]], crops: torch.Tensor):
+    """The one size's images, filtered after normalisation, on their device, in each of several ways, and not clipped.
+
+    The filter is linear: low-passed, they are what filtering the pixels gives. High-passed, they have lost frequency 0,
+    their mean, and stand around data.mean, not black. Clipping would bring removed frequencies back.
+    """
+    (clean,) = sizes(crops)
+    for radius, kind in filters:
+        keep_low = torch.full((len(clean),), kind == "low_pass", device=clean.device)
+        yield FrequencyFilter(radius)(clean, keep_low) if radius else clean
+
+
+def show_mistakes(
+    config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion, surest: list, resize_size: int, step: int
+) -> None:
+    """To TensorBoard, from rank 0: the confusion matrix, and the wrong images of which the model was surest."""
+    if log.world.rank == 0 and len(confusion):
+        log.show("image", {"val/confusion_matrix": confusion_picture(confusion, folder.classes)}, step)
+    if log.world.rank != 0 or not surest:
+        return
+    d, pictures = config.data, {}
+    samples = EvaluationSamples(folder, (resize_size,), d.val_crop_size, d.interpolation)
+    lines = ["| | confidence | true | predicted | file |", "|---|---|---|---|---|"]
+    for n, (confidence, image, *classes) in enumerate(surest, start=1):
+        names = [folder.classes[number] for number in classes]
+        pictures[f"{n} {short(names[0], 8)} as {short(names[1], 8)}"] = samples[image][0]
+        # Neither Markdown nor HTML may be read into a name: what is no letter becomes a character reference.
+        cells = [re.sub(r"[^\w .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
+        lines.append(f"| {n} | {confidence:.1%} | {' | '.join(cells)} |")
+    log.show("image", {"val/surest_mistakes": sheet(pictures)}, step)
+    log.show("text", {"val/surest_mistakes": "\n".join(lines)}, step)
 
 
 def evaluate_checkpoint(config: FinetuneConfig) -> int:
@@ -182,7 +240,8 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     model = place(model, run.world.device, config.model.channels_last)
     found = evaluate_models(config, run, {"ema" if config.run.use_ema else "model": model}, folder, held_out)
     run.say(table(found["results"]))
-    run.write_result("evaluation.json", {"checkpoint": path, "step": saved["step"], **found})
+    name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
+    run.write_result(name, {"checkpoint": path, "step": saved["step"], "val_crop_size": data.val_crop_size, **found})
     return 0
 
 

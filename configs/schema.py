@@ -20,8 +20,14 @@ def knob(default, meaning, unit="", *, low=None, high=None, choices=None, above=
 FREE_TO_CHANGE = frozenset(
     """run.output_dir run.weights run.use_ema run.resume run.allow_config_change run.device run.timeout_minutes
     run.eval_only run.evaluate_every_epochs data.data_path data.workers data.on_bad_image data.val_batch_size
-    data.val_resize_size data.val_crop_size run.select_val_resize_size checkpoint.every_steps checkpoint.every_minutes
-    checkpoint.keep checkpoint.on_save_error logging.every_steps""".split()
+    data.val_resize_size data.val_crop_size run.select_val_resize_size run.frequency_sweep run.sweep_radii
+    checkpoint.every_steps checkpoint.every_minutes checkpoint.keep checkpoint.on_save_error logging.every_steps
+    logging.pictures_every_steps""".split()
+)
+# Columns of TensorBoard's HParams tab: the same for both kinds of run, or it would show the first one's only.
+COMPARED = tuple(
+    """run.seed run.weights model.name data.train_crop_size filter.radius filter.order loss.name loss.target
+    optimizer.learning_rate optimizer.weight_decay schedule.epochs train.batch_size train.precision""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -43,6 +49,10 @@ class Run:
 @dataclass(frozen=True)
 class FinetuneRun(Run):
     eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only")
+    frequency_sweep: bool = knob(False, "with eval_only: top-1 on low- and high-passed images too, over sweep_radii",
+                                 flag="--frequency-sweep")
+    sweep_radii: tuple[float, ...] = knob((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), "its cutoffs; those beyond "
+                                          "the crop's last bin are left out", "bins of the crop", above=0)
     evaluate_every_epochs: int | None = knob(None, "null: evaluate after the last epoch only", "epochs", low=1)
     select_val_resize_size: bool = knob(
         False, "choose one of data.val_resize_size on held-out images; val then once", flag="--select-val-resize-size")
@@ -181,6 +191,8 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Logging:
     every_steps: int = knob(50, "a line in log.jsonl, on the console and in TensorBoard", "steps", low=1)
+    pictures_every_steps: int | None = knob(500, "pretraining: reconstructions, spectra and errors by frequency in "
+                                            "TensorBoard, at the last step too; null: none", "steps", low=1)
 
 # fmt: on
 
@@ -235,6 +247,10 @@ class FinetuneConfig:
             found.append(("run.eval_only", "needs run.weights (--weights): the finetuned checkpoint to evaluate"))
         if self.run.select_val_resize_size and not (self.data.holdout_fraction or self.run.eval_only):
             found.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
+        if self.run.frequency_sweep and not (self.run.eval_only and len(self.data.val_resize_size) == 1):
+            found.append(("run.frequency_sweep", "needs run.eval_only (--eval-only) and one data.val_resize_size"))
+        if self.run.frequency_sweep and self.run.select_val_resize_size:
+            found.append(("run.select_val_resize_size", "does not go with run.frequency_sweep, which takes one size"))
         return found
 
 

@@ -67,6 +67,16 @@ class EvaluationSamples(Dataset):
         return evaluation_crops(decode_image(self.folder.path(index)), *self.geometry), int(self.folder.labels[index])
 
 
+def fixed_images(folder: ImageFolder, count: int, size: int, interpolation: str) -> torch.Tensor:
+    """At most `count` images, spread evenly over the folder: (n, 3, size, size) uint8; unreadable ones are left out."""
+    count, crops = min(count, len(folder)), []
+    for index in range(count):
+        with contextlib.suppress(UserError):
+            image = decode_image(folder.path(index * len(folder) // count))
+            crops += evaluation_crops(image, (size,), size, interpolation)
+    return torch.stack(crops) if crops else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+
 def batch_loader(
     samples: Dataset, batches, workers: int, device: torch.device, timeout_minutes: float = 0
 ) -> DataLoader:

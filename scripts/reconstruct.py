@@ -1,75 +1,119 @@
-"""What a pretrained network makes of filtered images: original | filtered | prediction | completed, both filter kinds.
+"""What a pretrained network makes of filtered images: original | filtered | prediction | combined, both filter kinds.
 
 python scripts/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output reconstruction.png
+python scripts/reconstruct.py runs/sample_pretrain/checkpoints/last.pt photo.jpg --size native --radius 2 4 8 16
+
+"combined" has the kept frequencies of the image and the predicted ones of the rest, which is all that the loss asked
+for; a bare prediction may hold anything at the kept ones. Below it: its PSNR against the original (or its grey, if that
+was the target), and in brackets that of the kept frequencies alone, the level to beat. A radius is in bins of the crop:
+with --size, the same radius is another frequency in cycles a pixel.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import PretrainConfig
 from data.decode import decode_image
 from data.folder import EXTENSIONS
-from data.frequency_filter import FrequencyFilter
 from data.geometry import evaluation_crops
-from data.pixels import Normalizer, unit_float
-from losses.frequency import grayscale
-from models.resnet import masked_frequency_model
+from models.resnet import STRIDE, masked_frequency_model
 from models.weights import load_weights, weights_of
+from pretrain import loss_target, reconstruct
 from utils.checkpoint import read_checkpoint
 from utils.config import from_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
+from utils.pictures import combined, eight_bit, psnr
+from utils.spectrum import kept_when_low
+
+STAGES = ("filtered", "prediction", "combined")
+NOTE = "dB: PSNR of the combined image; in brackets: of the kept frequencies alone"
 
 
-@torch.inference_mode()
-def reconstruct(checkpoint: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Columns of the figure, each (B, 1 or 3, S, S) in [0, 1].
-
-    The loss asks for the removed frequencies only, so a bare prediction may hold anything at the kept ones; "completed"
-    is what the method is about: the kept frequencies of the target and the predicted ones.
-
-    Args:
-        checkpoint: a pretraining checkpoint; its config says how images are normalised and filtered.
-        images: (B, 3, S, S) uint8, S as in training.
-    """
-    saved = read_checkpoint(checkpoint)
-    config = pretraining_config(saved, checkpoint)
-    model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
-    load_weights(model, weights_of(saved, checkpoint)[1], checkpoint)
-    model.eval()
-    normalize, f = Normalizer(config.data.mean, config.data.std), config.filter
-    frequency_filter = FrequencyFilter(f.radius, f.outer_radius, f.output, f.clamp)
-    # A grey target is grey of the normalised image; this gives back its brightness where the channels share one std.
-    mean, std = normalize.mean, normalize.std
-    if config.loss.target == "gray":
-        mean, std = grayscale(mean[None])[0], grayscale(std[None])[0]
-    target = grayscale(normalize(unit_float(images))) if config.loss.target == "gray" else normalize(unit_float(images))
-    plain_filter = FrequencyFilter(f.radius, f.outer_radius)
-    columns = {"original": unit_float(images)}
-    for name, keep in (("low-pass", True), ("high-pass", False)):
-        keep_low = torch.full((len(images),), keep)
-        if f.order == "normalize_first":
-            filtered = frequency_filter(normalize(unit_float(images)), keep_low)
-        else:
-            filtered = normalize(frequency_filter(unit_float(images), keep_low))
-        predicted = model(filtered)
-        completed = plain_filter(target, keep_low) + plain_filter(predicted, ~keep_low)
-        columns["input\n" + name] = normalize.undo(filtered)
-        columns["prediction\n" + name] = predicted * std + mean
-        columns["completed\n" + name] = completed * std + mean
-    return {name: column.clamp(0, 1) for name, column in columns.items()}
-
-
-def pretraining_config(saved: dict, path: str) -> PretrainConfig:
+def pretrained(path: str) -> tuple[PretrainConfig, torch.nn.Module]:
+    """Config and model of a pretraining checkpoint. Raises: UserError if it is none."""
+    saved = read_checkpoint(path)
     if "filter" not in saved.get("config", {}):
         raise UserError(f"{path}: not a pretraining checkpoint (its config has no filter); give one of pretrain.py")
-    return from_dict(PretrainConfig, saved["config"], path)
+    config = from_dict(PretrainConfig, saved["config"], path)
+    model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
+    load_weights(model, weights_of(saved, path)[1], path)
+    return config, model
+
+
+def crop_of(path: str, size: int | None, interpolation: str) -> torch.Tensor:
+    """An image as (1, 3, H, W) uint8: resized and cropped as in evaluation, or its middle at its own resolution.
+
+    Args:
+        size: None cuts to the largest multiples of 32, which the trunk needs; padding would add frequencies of its own.
+    """
+    image = decode_image(path)
+    if size is not None:
+        return evaluation_crops(image, (size,), size, interpolation)
+    height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
+    if not height or not width:
+        raise UserError(f"{path}: {image.shape[2]}×{image.shape[1]} pixels; --size native needs {STRIDE} each way")
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[None, :, top : top + height, left : left + width]
+
+
+def stages(config: PretrainConfig, model, image: torch.Tensor, radius: float) -> dict[str, tuple[dict, str]]:
+    """For "low_pass" and "high_pass": the pictures (H, W, 3) uint8 by stage, and the PSNR as text.
+
+    Raises: UserError if the radius leaves a side of the image's spectrum empty.
+    """
+    config = replace(config, filter=replace(config.filter, radius=radius))
+    try:
+        pictures, _ = reconstruct(config, model, image)
+        low = kept_when_low(*image.shape[-2:], radius, config.filter.outer_radius, image.device)
+    except ValueError as error:
+        raise UserError(f"--radius {radius:g}: {error}") from error
+    found = {}
+    for name, columns in pictures.items():
+        target = loss_target(config)(columns["original"])
+        mean = loss_target(config)(torch.tensor(config.data.mean)[None, :, None, None])
+        alone = combined(target, mean.expand_as(target), low if name == "low_pass" else ~low)
+        quality, level = (psnr(eight_bit(x), eight_bit(target)).item() for x in (columns["combined"], alone))
+        shown = {stage: eight_bit(x)[0].permute(1, 2, 0).numpy() for stage, x in columns.items()}
+        found[name] = shown, f"{quality:.1f} dB ({level:.1f})"
+    return found
+
+
+def grid_of_images(config: PretrainConfig, model, crops: dict[str, torch.Tensor], radius: float):
+    """One row an image."""
+    from scripts.figures import grid
+
+    rows = []
+    for label, image in crops.items():
+        found = stages(config, model, image, radius)
+        pictures = [found["low_pass"][0]["original"], *(shown[s] for shown, _ in found.values() for s in STAGES)]
+        rows.append((label, pictures, ["", *(text for _, quality in found.values() for text in ("", "", quality))]))
+    titles = ["original", *(f"{s}\n{name} {radius:g}" for name in ("low-pass", "high-pass") for s in STAGES)]
+    return grid(rows, titles, NOTE)
+
+
+def grid_of_radii(config: PretrainConfig, model, image: torch.Tensor, radii: list[float]):
+    """One image; one column a radius, and the original beside what is to be it."""
+    from scripts.figures import grid
+
+    found = [stages(config, model, image, radius) for radius in radii]
+    rows, original = [], found[0]["low_pass"][0]["original"]
+    for name in ("low_pass", "high_pass"):
+        for s in STAGES:
+            texts = [of[name][1] if s == "combined" else "" for of in found]
+            first = original if s == "combined" else np.full_like(original, 255)
+            rows.append((f"{s}, {name.replace('_', '-')}", [first, *(of[name][0][s] for of in found)], ["", *texts]))
+    trained = config.filter.radius
+    titles = ["original", *(f"radius {r:g}" + ("\n(trained)" if r == trained else "") for r in radii)]
+    return grid(rows, titles, f"{NOTE}; trained with radius {trained:g}")
 
 
 def pick_images(places: list[str], count: int) -> list[str]:
@@ -86,37 +130,36 @@ def pick_images(places: list[str], count: int) -> list[str]:
     return [str(found[i * len(found) // count]) for i in range(count)]
 
 
-def draw(columns: dict[str, torch.Tensor], output: Path) -> None:
-    """One row an image, one column a stage."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = len(next(iter(columns.values())))
-    figure, axes = pyplot.subplots(rows, len(columns), figsize=(2 * len(columns), 2 * rows + 0.4), squeeze=False)
-    for column, (name, pictures) in enumerate(columns.items()):
-        axes[0, column].set_title(name, fontsize=9)
-        for row, picture in enumerate(pictures):
-            axes[row, column].imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes[row, column].set_axis_off()
-    figure.tight_layout()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
-
-
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Figure: original | filtered | prediction, for both filter kinds.")
+    parser = argparse.ArgumentParser(description="Figure: original | filtered | prediction | combined, both filters.")
     parser.add_argument("checkpoint", help="a pretraining checkpoint")
     parser.add_argument("images", nargs="+", help="image files or folders of them")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the figure (PNG, PDF, SVG)")
     parser.add_argument("--count", type=int, default=5, help="images to show")
+    parser.add_argument(
+        "--radius", type=float, nargs="+", help="in bins of the crop; several: the first image over them"
+    )
+    parser.add_argument(
+        "--size", default="train", help="train: as in training; native: uncut to multiples of 32; or pixels"
+    )
     arguments = parser.parse_args(argv)
-    size = pretraining_config(read_checkpoint(arguments.checkpoint), arguments.checkpoint).data.train_crop_size
+    config, model = pretrained(arguments.checkpoint)
+    size = {"train": config.data.train_crop_size, "native": None}.get(arguments.size, arguments.size)
+    if isinstance(size, str) and not (size.isdecimal() and int(size) and int(size) % STRIDE == 0):
+        raise UserError(f"--size {size}: must be train, native or a multiple of {STRIDE}")
     paths = pick_images(arguments.images, max(1, arguments.count))
-    crops = torch.stack([evaluation_crops(decode_image(path), (size,), size)[0] for path in paths])
-    draw(reconstruct(arguments.checkpoint, crops), arguments.output)
-    print(f"wrote {arguments.output}: {len(paths)} images at {size} pixels")
+    radii = arguments.radius or [config.filter.radius]
+    paths = paths[:1] if len(radii) > 1 else paths
+    crops = {path: crop_of(path, size if size is None else int(size), config.data.interpolation) for path in paths}
+    if len(radii) > 1:
+        figure = grid_of_radii(config, model, crops[paths[0]], radii)
+    else:
+        names = {f"{Path(path).parent.name}/{Path(path).name}": crop for path, crop in crops.items()}
+        figure = grid_of_images(config, model, names, radii[0])
+    from scripts.figures import save
+
+    save(figure, arguments.output)
+    print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{r:g}' for r in radii)}")
     return 0
 
 

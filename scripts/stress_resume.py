@@ -30,7 +30,7 @@ from utils.checkpoint import read_checkpoint
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-TIMES = {"time", "images_per_second", "data_wait_share", "seconds", "checkpoint", "provenance"}
+TIMES = {"time", "images_per_second", "data_wait_share", "peak_memory_gb", "seconds", "checkpoint", "provenance"}
 STATE = ("model", "optimizer", "scaler", "ema", "step")
 TARGETS = ("launcher", "rank", "worker", "save")
 WORDS = [

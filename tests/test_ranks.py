@@ -87,7 +87,8 @@ def evaluation_rows(world: World, root: str) -> list[dict]:
         EvaluationSamples(folder, (32, 40), 32, "bicubic"), share_of_rank(len(folder), world, 7), 0, world.device
     )
     normalize = Normalizer((0.4,) * 3, (0.2,) * 3)
-    return evaluate(model, batches, lambda x: normalize(unit_float(x)), (32, 40), len(folder), world)
+    sizes = [{"val_resize_size": size} for size in (32, 40)]
+    return evaluate(model, batches, lambda crops: normalize(unit_float(crops)).unbind(1), sizes, len(folder), world)
 
 
 ONE = World(0, 1, 1, torch.device("cpu"))

@@ -35,7 +35,7 @@ class StopRequest:
 
 def train(
     state: TrainingState, micro_batches: Iterator, loss_of: Callable, learning_rate_of: Callable[[int], float],
-    steps: range, plan, run: Run, log: RunLog, content: dict,
+    steps: range, plan, run: Run, log: RunLog, content: dict, show: Callable[[int], None] = lambda done: None,
 ) -> int:  # fmt: skip
     """Take these optimizer steps, or fewer on a stop request.
 
@@ -43,6 +43,7 @@ def train(
         micro_batches: this rank's, `plan.accumulation` to a step: tensors, and last what to tell of each image.
         plan: the data.sampling.BatchPlan.
         content: what a checkpoint holds beside the state (config, classes).
+        show: called with the number of completed steps after each, to show what the model does where it is due.
     Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.
     Raises: UserError if loss or gradient is not finite, on all ranks together, at the next log line.
     """
@@ -63,6 +64,7 @@ def train(
             if log.due(step) or last:
                 refuse_bad_numbers(state, plan, run)
             log.step(step, step // plan.steps_per_epoch, learning_rate_of(step), metrics, waited)
+            show(done)
             if (last or run.checkpoints.due(done)) and run.world.rank == 0 and state.first_bad_step() is None:
                 log.say(run.checkpoints.attempt(done, state.state_dict() | content, last))
             if stopping:

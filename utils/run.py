@@ -144,6 +144,13 @@ def resume_state(config, run: Run, state: TrainingState, free_keys: frozenset[st
     return completed
 
 
+def comparable(config, keys: tuple[str, ...]) -> dict[str, float | str]:
+    """The values of some knobs as TensorBoard's HParams tab takes them: numbers, or words, `-` where there is none."""
+    values = flat(to_dict(config))
+    found = {key: "-" if values.get(key) is None else values[key] for key in keys}
+    return {key: value if isinstance(value, int | float) else str(value) for key, value in found.items()}
+
+
 def open_log(config, run: Run, completed: int, total_steps: int, what: str) -> RunLog:
     log = RunLog(run.output, run.world, config.logging.every_steps, completed, total_steps, config.train.batch_size)
     ranks = f"{run.world.size} rank{'s' if run.world.size > 1 else ''} on {run.world.device.type}"

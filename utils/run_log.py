@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import resource
 import sys
 import time
 from datetime import timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils.checkpoint import write_atomically
 from utils.distributed import World
@@ -21,6 +23,8 @@ try:
     from tqdm import tqdm
 except ImportError:  # optional: plain lines without it
     tqdm = None
+
+SCORES = ("final/top1", "final/pretraining_loss")  # columns of the HParams tab, alike for both kinds of run
 
 
 class RunLog:
@@ -38,7 +42,7 @@ class RunLog:
         self.path, self.last_line, self.unwritten = folder / "log.jsonl", {}, ""
         self.writer = self.bar = None
         if world.rank == 0:
-            keep_lines_before(self.path, first_step)
+            self.last_line = keep_lines_before(self.path, first_step)
             if tqdm and sys.stderr.isatty():
                 self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
         self.purge_step = first_step + 1
@@ -71,6 +75,7 @@ class RunLog:
         line |= {
             "images_per_second": self.steps * self.batch_size / seconds,
             "data_wait_share": self.waited / seconds,
+            "peak_memory_gb": peak_memory(self.world.device),
             "time": time.time(),
         }
         self.last_line = line
@@ -82,7 +87,7 @@ class RunLog:
             return
         self.append(line)
         plotted = {f"train/{name}": value for name, value in line.items() if name not in ("step", "epoch", "time")}
-        self.scalars(plotted, line["step"])
+        self.show("scalar", plotted, line["step"])
         shown = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}
         text = "  ".join(f"{name} {line[name]:{style}}" for name, style in shown.items())
         if self.bar:
@@ -105,15 +110,28 @@ class RunLog:
             os.truncate(self.path, size)  # no half line
             self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """To TensorBoard, whose writer, once a full disk refused it, raises for ever and is made anew."""
+    def show(self, kind: str, values: dict, step: int) -> None:
+        """To TensorBoard, whose writer, once a full disk refused it, raises for ever and is made anew.
+
+        Args:
+            kind: "scalar", "image" ((3, H, W) uint8), "text" (Markdown), or "tensor" (numbers that it does not show).
+        """
+        if self.world.rank != 0:
+            return
         try:
             self.writer = self.writer or SummaryWriter(str(self.path.parent), purge_step=self.purge_step)
             for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+                getattr(self.writer, f"add_{kind}")(name, value, step)
         except OSError as error:
             self.writer, self.purge_step = None, step + 1
             self.say(f"warning: {self.path.parent}: TensorBoard events cannot be written ({error.strerror})")
+
+    def compare(self, settings: dict[str, float | str], scores: dict[str, float], step: int) -> None:
+        """A row of TensorBoard's HParams tab, in the run's own folder (`add_hparams` would make another)."""
+        self.show("scalar", scores, step)
+        if self.writer:
+            for summary in hparams(settings, dict.fromkeys(SCORES)):
+                self.writer.file_writer.add_summary(summary)
 
     def replaced_images(self, step: int, told: list[str]) -> None:
         """Images that were unreadable in the step that makes `step` completed ones, and what was taken instead."""
@@ -133,7 +151,7 @@ class RunLog:
             names = {
                 f"val/{name}_{row['weights']}_at_{row['val_resize_size']}": name for name in ("top1", "top5", "loss")
             }
-            self.scalars({long: row[name] for long, name in names.items()}, step)
+            self.show("scalar", {long: row[name] for long, name in names.items()}, step)
             self.say(f"step {step}  {row['weights']} at {row['val_resize_size']}: top-1 {row['top1']:.3f} %")
 
     def close(self) -> None:
@@ -146,13 +164,21 @@ class RunLog:
             raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
 
 
-def keep_lines_before(path: Path, steps: int) -> None:
-    """Drop the lines of log.jsonl after `steps` completed steps, and one that was cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def peak_memory(device: torch.device) -> float:
+    """The most that this process has had in use, in GB of 10^9 bytes, of its GPU, or on a CPU of the machine."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident) / 1e9
+
+
+def keep_lines_before(path: Path, steps: int) -> dict:
+    """Drop the lines of log.jsonl after `steps` completed steps, and one cut short. Returns: the last step kept."""
+    kept, last = [], {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, LookupError):
-            if json.loads(line)["step"] <= steps:
+            values = json.loads(line)
+            if values["step"] <= steps:
                 kept.append(line + "\n")
-    write_atomically(path, lambda file: file.write("".join(kept).encode()))
+                last = values if "loss" in values else last
+    if path.exists():
+        write_atomically(path, lambda file: file.write("".join(kept).encode()))
+    return last

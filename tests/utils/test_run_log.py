@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils.distributed import World
 from utils.run_log import RunLog
 
-TIMES = {"images_per_second", "data_wait_share", "time"}
+TIMES = {"images_per_second", "data_wait_share", "peak_memory_gb", "time"}
 
 
 def run_log(folder, every=2, first=0, total=9, rank=0):

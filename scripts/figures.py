@@ -1,0 +1,204 @@
+"""Figures from numbers and pixels, by matplotlib: pure functions that know no run, file or model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from utils.pictures import short
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # after the backend is chosen
+
+# Okabe and Ito's colours, told apart by the colour-blind; line styles besides, for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+# Student's 97.5 % quantile for 1, 2, … degrees of freedom; above 10 that of 10, a little too wide.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+STYLE = {
+    "text.parse_math": False,  # a run's name may hold a $
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "legend.frameon": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
+matplotlib.rcParams.update(STYLE)
+FIGURE = pyplot.Figure
+warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names of any alphabet; the fonts are the machine's
+
+
+def subplots(rows: int, columns: int, width: float, height: float, **more):
+    """A figure of so many inches, and its axes as an array (rows, columns)."""
+    return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, **more)
+
+
+def save(figure: FIGURE, path: Path) -> None:
+    """In the format of the path's suffix: PNG, PDF, SVG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def data_uri(figure: FIGURE) -> str:
+    """The figure as a PNG within a URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pyplot.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def look(number: int) -> dict:
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
+
+
+def legend(figure: FIGURE, axis) -> None:
+    """Below all panels, where no line runs; names shortened, with a space before them, since `_x` would be left out."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, [" " + short(name.strip(), 60) for name in names], loc="outside lower left")
+
+
+def grid(rows: list[tuple[str, list[np.ndarray], list[str]]], titles: list[str], note: str) -> FIGURE:
+    """Pictures in rows and columns.
+
+    Args:
+        rows: a label, its pictures (H, W, 3) uint8, and a line of text below each.
+        titles: of the columns.
+        note: a line below all.
+    """
+    figure, axes = subplots(len(rows), len(titles), 1.5 * len(titles) + 0.3, 1.68 * len(rows) + 0.6)
+    for line, (label, pictures, texts) in zip(axes, rows, strict=True):
+        for axis, picture, text in zip(line, pictures, texts, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(text, fontsize=8, labelpad=2)
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        line[0].set_ylabel(short(label, 22), fontsize=8)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.supxlabel(note, fontsize=8)
+    return figure
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over `width` neighbours, of fewer at the ends, so that nothing is shifted."""
+    ones = np.ones(min(width, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def curves_figure(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, width: int) -> FIGURE:
+    """A line each: name -> (x, y), smoothed over `width` points, with the raw one pale behind."""
+    figure, axes = subplots(1, 1, 6.4, 3.6 + 0.17 * len(series))
+    axis = axes[0, 0]
+    for number, (name, (x, y)) in enumerate(series.items()):
+        y = np.array([math.nan if value is None else value for value in y], float)
+        if width > 1:
+            axis.plot(x, y, color=look(number)["color"], alpha=0.25, linewidth=1)
+        axis.plot(x, smooth(y, width), marker="." if len(x) < 5 else None, label=" " + name, **look(number))
+    axis.set(xlabel=xlabel, ylabel=ylabel + (f" (mean over {width} points)" if width > 1 else ""))
+    legend(figure, axis)
+    return figure
+
+
+def interval_figure(groups: dict[str, dict[int, list[float]]], xlabel: str, ylabel: str) -> FIGURE:
+    """For each group the mean over seeds with its 95 % interval (Student's t), and every seed as a dot.
+
+    Args:
+        groups: name -> x -> a value for each seed; of one seed there is no interval.
+    """
+    figure, axes = subplots(1, 1, 6.4, 3.6 + 0.17 * len(groups))
+    for number, (name, points) in enumerate(groups.items()):
+        x = sorted(points)
+        means = [np.mean(points[at]) for at in x]
+        half = [
+            STUDENT[min(len(v), 11) - 2] * np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan
+            for v in (points[at] for at in x)
+        ]
+        seeds = max(map(len, points.values()))
+        told = f"{name} ({seeds} seeds, 95 %)" if seeds > 1 else f"{name} (1 seed: no interval)"
+        axes[0, 0].errorbar(x, means, half, capsize=3, label=" " + told, **look(number))
+        for at in x:
+            axes[0, 0].plot([at] * len(points[at]), points[at], "o", color=look(number)["color"], markersize=3)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xticks=sorted({x for points in groups.values() for x in points}))
+    legend(figure, axes[0, 0])
+    return figure
+
+
+def sweep_figure(models: dict[str, list[dict]]) -> FIGURE:
+    """Top-1 against the cutoff, low- and high-passed apart: name -> rows of frequency_sweep.json.
+
+    Bands: 95 % of a binomial count (normal approximation), of the images alone.
+    """
+    figure, axes = subplots(1, 2, 7.4, 3.4 + 0.17 * len(models), sharey=True)
+    kinds = (
+        ("low_pass", "low-passed: keeps below the cutoff"),
+        ("high_pass", "high-passed: keeps the cutoff and above"),
+    )
+    for axis, (kind, title) in zip(axes[0], kinds, strict=True):
+        for number, (name, rows) in enumerate(models.items()):
+            points = sorted((r["radius"], r["top1"] / 100, r["images"]) for r in rows if r["kind"] == kind)
+            x, p, n = np.array(points).T
+            half = 1.96 * np.sqrt(p * (1 - p) / n)
+            axis.plot(x, 100 * p, "o", label=" " + name, markersize=3, **look(number))
+            axis.plot(x, 100 * p, **look(number))
+            axis.fill_between(x, 100 * (p - half), 100 * (p + half), color=look(number)["color"], alpha=0.15, lw=0)
+            whole = next(row["top1"] for row in rows if row["kind"] == "all")
+            axis.axhline(whole, linewidth=0.8, **look(number))
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set(title=title, xlabel="cutoff radius [bins of the crop]")
+    axes[0, 0].set(ylabel="top-1 [%]; thin level lines: unfiltered", ylim=(0, 100))
+    legend(figure, axes[0, 0])
+    return figure
+
+
+def radial_figure(history: dict[str, list[tuple[float, np.ndarray]]], radius: float, ylabel: str) -> FIGURE:
+    """Error against frequency radius, a line each time it was measured, dark to light.
+
+    Args:
+        history: "low_pass" and "high_pass" -> (epoch, values (R,)).
+        radius: of the filter; what the loss asks for is shaded.
+    """
+    figure, axes = subplots(1, 2, 7.4, 3.4, sharey=True)
+    for axis, (kind, lines) in zip(axes[0], history.items(), strict=True):
+        for number, (epoch, values) in enumerate(lines):
+            colour = pyplot.cm.viridis(0.9 * number / max(1, len(lines) - 1))
+            axis.plot(np.arange(len(values)) + 0.5, values, color=colour, label=f"epoch {epoch:.3g}")
+        axis.axvspan(*((radius, len(values)) if kind == "low_pass" else (0, radius)), color="0.9", zorder=0)
+        axis.set(title=f"{kind.replace('_', '-')} input", xlabel="frequency radius [bins of the crop]", yscale="log")
+    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[0, 0].yaxis.set_minor_formatter(lambda value, _: "")
+    axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    figure.supxlabel("shaded: the frequencies that were removed, which the loss asks for", fontsize=8)
+    return figure
+
+
+def kernels_figure(weight: np.ndarray, name: str) -> FIGURE:
+    """First-layer kernels (O, 3, k, k), each scaled to its own range, and their log magnitude spectra."""
+    side = math.ceil(math.sqrt(len(weight)))
+    low, high = (f(weight, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    kernels = ((weight - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
+    spectra = np.log10(np.abs(np.fft.fftshift(np.fft.fft2(weight, (16, 16)), (2, 3))).mean(1) + 1e-4)
+    figure, axes = subplots(1, 2, 7.4, 4.1)
+    for axis, tiles, title in zip(
+        axes[0], (kernels, spectra[..., None]), ("kernels, each to its own range", "their spectra, 0 in the middle"),
+        strict=True,
+    ):  # fmt: skip
+        padded = np.pad(tiles, ((0, side * side - len(tiles)), (1, 1), (1, 1), (0, 0)), constant_values=np.nan)
+        height = padded.shape[1]
+        sheet = (
+            padded.reshape(side, side, height, height, -1)
+            .transpose(0, 2, 1, 3, 4)
+            .reshape(side * height, side * height, -1)
+        )
+        picture = axis.imshow(np.nan_to_num(sheet, nan=1.0) if sheet.shape[-1] == 3 else sheet[..., 0], cmap="viridis")
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    figure.colorbar(picture, ax=axes[0, 1], shrink=0.8, label="log10 mean |F|")
+    figure.supxlabel(short(name, 60), fontsize=8)
+    return figure

@@ -1,0 +1,218 @@
+"""What a run shows while it trains, that showing it changes nothing, and the frequency sweep against one by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
+
+import finetune
+import pretrain
+from configs.schema import FinetuneConfig, PretrainConfig
+from data.decode import decode_image
+from data.folder import ImageFolder
+from data.frequency_filter import FrequencyFilter
+from data.geometry import evaluation_crops
+from data.pixels import Normalizer, unit_float
+from data.samples import fixed_images
+from losses.frequency import grayscale
+from models.resnet import masked_frequency_model, resnet
+from tests.helpers import image_folder
+from tests.launch import FINETUNE, PRETRAIN, overriding
+from utils.checkpoint import read_checkpoint
+from utils.config import parse_command_line
+from utils.distributed import World
+from utils.errors import UserError
+from utils.pictures import eight_bit, radial_error
+
+BATCH = ["--batch-size", "8", "train.images_per_device=4", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    image_folder(root / "train", ("ant", "bee", "<b>|cat"), per_class=9)
+    image_folder(root / "val", ("ant", "bee", "<b>|cat"), per_class=3, seed=1)
+    return root
+
+
+def events(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
+
+
+@pytest.fixture(scope="module")
+def pretrained(images, tmp_path_factory):
+    """Two pretraining runs alike but for the pictures: after each step, and none."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, every in (("shown", "1"), ("blind", "null")):
+        words = [*PRETRAIN, *BATCH, f"logging.pictures_every_steps={every}", "--data-path", str(images)]
+        assert pretrain.main([*words, "--output-dir", str(root / name)]) == 0
+    return root
+
+
+def test_pictures_leave_the_training_as_it_is(pretrained):
+    shown, blind = (read_checkpoint(pretrained / name / "checkpoints/last.pt") for name in ("shown", "blind"))
+    for key, tensor in shown["model"].items():
+        assert torch.equal(tensor, blind["model"][key]), key
+    for number, moments in shown["optimizer"]["state"].items():
+        assert all(torch.equal(t, blind["optimizer"]["state"][number][name]) for name, t in moments.items())
+
+
+def test_pretraining_shows_pictures_of_each_kind_where_due(pretrained, images):
+    found, kinds = events(pretrained / "shown"), ("low_pass", "high_pass")
+    pictures = [f"pictures/{what}_{kind}" for what in ("reconstruction", "log_magnitude") for kind in kinds]
+    for tag in [*pictures, "pictures/radial_error", "pictures/radial_relative"]:
+        assert [event.step for event in found.Images(tag)] == [1, 2, 3], tag
+    assert not events(pretrained / "blind").Tags()["images"]
+    # The numbers are those of the model that was saved at the end.
+    saved = read_checkpoint(pretrained / "shown/checkpoints/last.pt")
+    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")
+    model = masked_frequency_model("resnet18", 1)
+    model.load_state_dict(saved["model"])
+    six = fixed_images(ImageFolder(str(images / "val")), 6, 32, config.data.interpolation)
+    assert len(six) == 6
+    _, errors = pretrain.reconstruct(config, model.eval(), six)
+    for kind in kinds:
+        last = found.Tensors(f"radial_error/relative/{kind}")[-1]
+        logged = torch.from_numpy(make_ndarray(last.tensor_proto))
+        assert last.step == 3
+        torch.testing.assert_close(logged, errors[kind]["relative"], rtol=1e-2, atol=1e-3, check_dtype=False)
+
+
+def test_runs_compare_in_the_hparams_tab_without_folders_of_their_own(pretrained):
+    found = events(pretrained / "shown")
+    content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    hparams = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert hparams["train.batch_size"].number_value == 8 and hparams["run.weights"].string_value == "-"
+    assert found.Scalars("final/pretraining_loss")[0].value > 0
+    assert not [path for path in (pretrained / "shown").iterdir() if path.is_dir() and path.name != "checkpoints"]
+
+
+@pytest.mark.parametrize("order", ["normalize_first", "filter_first"])
+@pytest.mark.parametrize("target", ["gray", "rgb"])
+def test_reconstruct_shows_what_the_training_sees(order, target):
+    """Originals in true colours; the filtered image is the network's own input; statistics and generator stay."""
+    words = [*PRETRAIN, f"filter.order={order}", f"loss.target={target}", "filter.output=real", "filter.clamp=null"]
+    config = parse_command_line(
+        PretrainConfig, overriding(words, "data.mean=[0.5,0.4,0.3]", "data.std=[0.2,0.3,0.1]"), ""
+    )
+    torch.manual_seed(0)
+    model = masked_frequency_model("resnet18", 1 if target == "gray" else 3).train()
+    fed = []
+    model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    pictures, errors = pretrain.reconstruct(config, model, images)
+    assert model.training and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    normalize = Normalizer(config.data.mean, config.data.std)
+    for given, (name, columns) in zip(list(fed), pictures.items(), strict=True):
+        assert torch.equal(eight_bit(columns["original"]), images)
+        lift = normalize.mean if (name, order) == ("high_pass", "filter_first") else 0
+        torch.testing.assert_close(columns["filtered"], given * normalize.std + normalize.mean + lift)
+        # Both orders, unclipped, are one linear filter: up to the mean colour, which normalisation moves to 0.
+        plain = FrequencyFilter(config.filter.radius)(unit_float(images), torch.full((3,), name == "low_pass"))
+        mean = normalize.mean if name == "high_pass" else 0
+        torch.testing.assert_close(columns["filtered"], plain + mean, atol=1e-5, rtol=0)
+        assert columns["combined"].shape[1] == (1 if target == "gray" else 3)
+        of_loss = pretrain.loss_target(config)(normalize(unit_float(images)))
+        with torch.no_grad():
+            again = radial_error(model.eval()(given), of_loss)
+        torch.testing.assert_close(errors[name]["error"], again["error"])
+        model.train()
+
+
+def test_pictures_are_of_train_without_val_and_of_what_can_be_read(images, tmp_path):
+    folder = ImageFolder(str(image_folder(tmp_path / "some", per_class=3)))
+    (tmp_path / "some/ant/0.png").write_bytes(b"no image")
+    assert fixed_images(folder, 4, 32, "bicubic").shape == (3, 3, 32, 32)
+    assert fixed_images(folder, 99, 32, "bicubic").shape == (5, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def finetuned(images, pretrained):
+    words = overriding(FINETUNE, *BATCH[2:], "data.val_resize_size=[40,48]", "run.evaluate_every_epochs=1")
+    words += ["--batch-size", "8", "--epochs", "2", "--weights", str(pretrained / "shown/checkpoints/last.pt")]
+    words = [word for n, word in enumerate(words) if not (word == "--epochs" and words[n + 1] == "1")]
+    words = [word for n, word in enumerate(words) if word != "1"]
+    assert finetune.main([*words, "--data-path", str(images), "--output-dir", str(pretrained / "classes")]) == 0
+    return pretrained / "classes"
+
+
+def test_finetuning_shows_confusions_and_names_the_surest_mistakes(finetuned):
+    found = events(finetuned)
+    assert [event.step for event in found.Scalars("val/top1_model_at_40")] == [3, 6]  # one each epoch
+    assert [event.step for event in found.Images("val/confusion_matrix")] == [3, 6]
+    result = json.loads((finetuned / "result.json").read_text())["results"][0]
+    assert found.Scalars("final/top1")[0].value == pytest.approx(result["top1"])
+    (*_, last) = found.Tensors("val/surest_mistakes/text_summary")
+    text = make_ndarray(last.tensor_proto).item().decode()
+    assert len(text.splitlines()) == 2 + min(8, 9 - result["top1_count"])
+    assert "<b>" not in text and "&#60;b&#62;&#124;cat" in text  # the class's name, as text
+    assert all(line.count("|") == 6 for line in text.splitlines())
+
+
+def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images):
+    words = overriding(FINETUNE, "data.val_resize_size=[40]", "run.sweep_radii=[3,5.5,40]")
+    words += ["--eval-only", "--frequency-sweep", "--weights", str(finetuned / "checkpoints/last.pt")]
+    assert finetune.main([*words, "--data-path", str(images), "--output-dir", str(finetuned)]) == 0
+    rows = json.loads((finetuned / "frequency_sweep.json").read_text())["results"]
+    assert [(row["kind"], row["radius"]) for row in rows] == [
+        ("all", None), ("low_pass", 3), ("low_pass", 5.5), ("high_pass", 3), ("high_pass", 5.5),
+    ]  # fmt: skip
+    saved = read_checkpoint(finetuned / "checkpoints/last.pt")
+    model = resnet("resnet18", 3)
+    model.load_state_dict(saved["model"])
+    model.eval()
+    folder, data = ImageFolder(str(images / "val"), saved["classes"]), saved["config"]["data"]
+    normalize = Normalizer(data["mean"], data["std"])
+    for row in rows:
+        right, loss = 0, 0.0
+        for index, label in enumerate(folder.labels.tolist()):
+            crop = evaluation_crops(decode_image(folder.path(index)), (40,), 32, data["interpolation"])
+            pixels = unit_float(crop)
+            if row["radius"]:
+                pixels = FrequencyFilter(row["radius"])(pixels, torch.tensor([row["kind"] == "low_pass"]))
+                pixels = pixels + (normalize.mean if row["kind"] == "high_pass" else 0)
+            with torch.no_grad():
+                logits = model(normalize(pixels))[0]
+            right += int(logits.argmax()) == label
+            loss += torch.nn.functional.cross_entropy(logits, torch.tensor(label)).item() / len(folder)
+        assert row["images"] == len(folder) and row["top1_count"] == right
+        assert row["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_sweep_needs_one_size_and_a_checkpoint():
+    for words in (["--eval-only", "--weights", "x", "--val-resize-size", "224", "256"], []):
+        with pytest.raises(UserError, match="frequency_sweep = true: needs run.eval_only .--eval-only. and one"):
+            parse_command_line(FinetuneConfig, ["--frequency-sweep", *words], "")
+
+
+def test_other_ranks_show_nothing(images):
+    config = parse_command_line(PretrainConfig, overriding(PRETRAIN, "logging.pictures_every_steps=1"), "")
+
+    class Second:
+        world = World(1, 2, 2, torch.device("cpu"))
+
+    assert pretrain.pictures_of(config, Second, None, None, None, 3)(1) is None
+
+
+def test_combined_keeps_the_frequencies_of_the_input():
+    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")  # grey target
+    torch.manual_seed(0)
+    images = (100 + 40 * torch.rand(4, 3, 32, 32)).byte()
+    pictures, _ = pretrain.reconstruct(config, masked_frequency_model("resnet18", 1), images)
+    low_pass, keep_low = FrequencyFilter(config.filter.radius), torch.ones(4, dtype=torch.bool)
+    expected = low_pass(grayscale(unit_float(images)), keep_low)
+    torch.testing.assert_close(low_pass(pictures["low_pass"]["combined"], keep_low), expected, atol=1e-4, rtol=0)
+    rest = grayscale(unit_float(images)) - expected
+    torch.testing.assert_close(
+        pictures["high_pass"]["combined"] - low_pass(pictures["high_pass"]["combined"], keep_low),
+        rest,
+        atol=1e-4,
+        rtol=0,
+    )
