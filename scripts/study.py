@@ -13,7 +13,6 @@ one process, and starts sooner.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -21,152 +20,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
-from scripts.config_diff import differing, resolved
+from scripts.study_plan import Grid, Planned, read_study
 from scripts.summarize import read_arms, summarize, to_csv, to_markdown
-from utils.config import build, parse_command_line, read_yaml, show, to_dict
 from utils.distributed import available_cores, die_with_parent, run_entry
 from utils.errors import UserError
 from utils.loop import STOPPED, StopRequest
-from utils.run import flat
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG, LOG_LINES = "console.log", 15
-# These may change when a run is resumed, but give another result.
-SCORING = {"data.val_resize_size", "data.val_crop_size", "run.select_val_resize_size", "run.use_ema"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    pretrain: str = knob("", "words of every pretraining's command line")
-    finetune: str = knob("", "words of every finetuning's command line")
-    pretrain_seeds: tuple[int, ...] = knob((0,), "of each pretraining", low=0)
-    finetune_seeds: tuple[int, ...] = knob((0,), "of each pretraining's finetunings", low=0, high=999)
-    scratch_seeds: tuple[int, ...] = knob((0,), "of the arms without pretraining", low=0)
-    baseline: tuple[str, ...] = knob(("scratch",), "arms that others are compared to")
-    factor: tuple[str, ...] = knob(("pretraining",), "keys whose effect is studied")
-    processes: int = knob(1, "GPUs, and so processes, of a run; on a CPU it is one process", low=1)
-    pretrain_minutes: float = knob(60.0, "expected, of a pretraining", "minutes", above=0)
-    finetune_minutes: float = knob(60.0, "expected, of a finetuning with its evaluation", "minutes", above=0)
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """The section `study` of a study's YAML; `pretrainings` and `arms` hold command lines under names of your own."""
-
-    study: Grid = Grid()
-
-    def problems(self):
-        seeds = ("pretrain_seeds", "finetune_seeds", "scratch_seeds")
-        doubled = [key for key in seeds if len(set(getattr(self.study, key))) < len(getattr(self.study, key))]
-        return [(f"study.{key}", "must not name a seed twice") for key in doubled]
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """A run of the study: `entry` with `words`, from the weights of the run it `needs`."""
-
-    entry: str
-    folder: Path
-    words: list[str]
-    config: PretrainConfig | FinetuneConfig
-    needs: Planned | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
-
-    def finished(self) -> bool:
-        """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
-        if not (self.folder / "result.json").is_file():
-            return False
-        changed = changes(self.folder, self.config, self.needs is None)
-        if self.needs:
-            pretraining = changes(self.folder / "pretraining.yaml", self.needs.config, False)
-            changed |= {f"pretraining's {key}": pair for key, pair in pretraining.items()}
-        if changed:
-            listed = "; ".join(f"{key}: {show(before)} -> {show(now)}" for key, (before, now) in changed.items())
-            raise UserError(
-                f"{self.folder}: finished with another config than the study's ({listed}); take the change back, or "
-                "remove this folder, or give another --output-dir"
-            )
-        return True
-
-    def seconds(self) -> float | None:
-        path = self.folder / "result.json"
-        return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else None
-
-
-def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
-    """The keys that matter in which a finished run differs from its plan; what the plan leaves open it may settle."""
-    planned, free = flat(to_dict(config)), FREE_TO_CHANGE - SCORING - ({"run.weights"} if weights else set())
-    open_keys = {key for key in ("train.images_per_device", "train.precision") if planned[key] in (None, "auto")}
-    found = differing(resolved(str(path)), planned)
-    return {key: pair for key, pair in found.items() if key not in free | open_keys}
-
-
-def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
-    """Settings and runs, each pretraining before its finetunings. Raises: UserError naming the key that is wrong."""
-    values = read_yaml(path)
-    grid = build(
-        StudyConfig, {k: v for k, v in values.items() if k.split(".")[0] not in ("pretrainings", "arms")}
-    ).study
-    named = {
-        section: {key.split(".", 1)[1]: value for key, (value, _) in values.items() if key.startswith(f"{section}.")}
-        for section in ("pretrainings", "arms")
-    }
-    check(bool(named["arms"]), path, "arms", "must name at least one arm")
-    for name, words in named["pretrainings"].items():
-        check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
-    for name, arm in named["arms"].items():
-        good = isinstance(arm, dict) and arm.keys() <= {"pretraining", "finetune"} and "/" not in name
-        good = good and all(isinstance(value, str) for value in arm.values())
-        check(good, path, f"arms.{name}", "must hold `finetune: words`, and `pretraining: NAME` unless it has none")
-        known = arm.get("pretraining") in (None, *named["pretrainings"])
-        check(known, path, f"arms.{name}.pretraining", f"must be one of {', '.join(named['pretrainings']) or 'none'}")
-    used = {arm.get("pretraining") for arm in named["arms"].values()}
-    check(used - {None} == set(named["pretrainings"]), path, "pretrainings", "one is used by no arm; remove it")
-    check(set(grid.baseline) <= set(named["arms"]), path, "study.baseline", "must name arms")
-    runs = []
-    for p in grid.pretrain_seeds if named["pretrainings"] else ():
-        pretrained = {
-            name: planned(path, f"pretrainings.{name}", "pretrain.py", output / "pretrain" / name / f"p{p}",
-                          f"{grid.pretrain} {words} run.seed={p}")
-            for name, words in named["pretrainings"].items()
-        }  # fmt: skip
-        runs += pretrained.values()
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" in arm):
-            for seed in (1000 * p + f for f in grid.finetune_seeds):
-                words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-                folder = output / "finetune" / name / f"p{p}_f{seed}"
-                runs.append(planned(path, f"arms.{name}", "finetune.py", folder, words, pretrained[arm["pretraining"]]))
-    for seed in grid.scratch_seeds:
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" not in arm):
-            words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-            runs.append(planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / f"f{seed}", words))
-    return grid, runs
-
-
-def check(good: bool, path: str, key: str, what: str) -> None:
-    if not good:
-        raise UserError(f"{path}: {key}: {what}")
-
-
-def planned(path: str, key: str, entry: str, folder: Path, text: str, needs: Planned | None = None) -> Planned:
-    words = [*shlex.split(text), "--output-dir", str(folder)]
-    words += ["--weights", str(needs.folder / "checkpoints" / "last.pt")] if needs else []
-    try:
-        config = parse_command_line(PretrainConfig if entry == "pretrain.py" else FinetuneConfig, words, "")
-    except (UserError, SystemExit) as error:
-        raise UserError(f"{path}: {key}: {error if isinstance(error, UserError) else 'see above'}") from error
-    return Planned(entry, folder, words, config, needs)
 
 
 def expected_seconds(grid: Grid, runs: list[Planned]):
