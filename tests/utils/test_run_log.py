@@ -156,7 +156,15 @@ def test_tensorboard_holds_the_same_values(tmp_path):
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
     assert set(tags) == {
         f"train/{name}"
-        for name in ("loss", "loss_low_pass", "grad_norm", "learning_rate", "images_per_second", "data_wait_share")
+        for name in (
+            "loss",
+            "loss_low_pass",
+            "grad_norm",
+            "learning_rate",
+            "images_per_second",
+            "data_wait_share",
+            "peak_memory_gb",
+        )
     }
 
 
