@@ -37,7 +37,7 @@ figcaption, .quiet { color: var(--quiet); font-size: 0.9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { border: 1px solid var(--line); padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
-td { max-width: 18rem; }
+td { max-width: 15rem; }
 pre { background: var(--box); padding: 0.5rem; white-space: pre-wrap; font-size: 0.85rem; }
 nav a { margin-right: 1rem; display: inline-block; }
 @media print {
