@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import COMPARED, FREE_TO_CHANGE, PretrainConfig
+from configs.schema import FREE_TO_CHANGE, PretrainConfig
 from data.folder import ImageFolder
 from data.frequency_filter import FrequencyFilter
 from data.geometry import train_transform
@@ -27,7 +27,7 @@ from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.loop import STOPPED, train
 from utils.pictures import combined, curves, eight_bit, log_magnitude, radial_error, sheet
-from utils.run import Run, build_state, comparable, learning_rate_of, open_log, open_run, resolved, resume_state
+from utils.run import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
 from utils.run_log import RunLog
 from utils.seeding import keyed_torch
 from utils.spectrum import kept_when_low
@@ -61,8 +61,6 @@ def main(argv: list[str]) -> int:
         learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
         run, log, content, pictures_of(config, run, log, state.model, folder, plan.total_steps),
     )  # fmt: skip
-    if done == plan.total_steps and run.world.rank == 0:
-        log.compare(comparable(config, COMPARED), {"final/pretraining_loss": log.last_line["loss"]}, done)
     log.close()
     if done < plan.total_steps:
         return STOPPED

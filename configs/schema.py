@@ -24,10 +24,10 @@ FREE_TO_CHANGE = frozenset(
     checkpoint.every_steps checkpoint.every_minutes checkpoint.keep checkpoint.on_save_error logging.every_steps
     logging.pictures_every_steps""".split()
 )
-# Columns of TensorBoard's HParams tab: the same for both kinds of run, or it would show the first one's only.
+# Columns of TensorBoard's HParams tab, where finetunings compare.
 COMPARED = tuple(
-    """run.seed run.weights model.name data.train_crop_size filter.radius filter.order loss.name loss.target
-    optimizer.learning_rate optimizer.weight_decay schedule.epochs train.batch_size train.precision""".split()
+    """run.seed run.weights model.name data.train_crop_size loss.name optimizer.learning_rate optimizer.weight_decay
+    schedule.epochs train.batch_size train.precision""".split()
 )
 INTERPOLATIONS = ("bilinear", "bicubic")
 

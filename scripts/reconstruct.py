@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
         "--radius", type=float, nargs="+", help="in bins of the crop; several: the first image over them"
     )
     parser.add_argument(
-        "--size", default="train", help="train: as in training; native: uncut to multiples of 32; or pixels"
+        "--size", default="train", help="train: as in training; native: cut to multiples of 32; or pixels"
     )
     arguments = parser.parse_args(argv)
     config, model = pretrained(arguments.checkpoint)

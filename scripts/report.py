@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -17,13 +18,8 @@ from scripts.config_diff import config_diff
 from scripts.figures import data_uri
 from scripts.plot import RunFolder, figures_of, named, read_run
 from scripts.reconstruct import crop_of, grid_of_images, pick_images, pretrained
+from scripts.summarize import read_arms, summarize, to_markdown
 from utils.distributed import run_entry
-from utils.evaluation import table
-
-try:
-    from scripts import summarize
-except ImportError:  # the table of results is left out then, and the report says so
-    summarize = None
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --quiet: #555; --box: #f5f5f5; }
@@ -41,36 +37,43 @@ figcaption, .quiet { color: var(--quiet); font-size: 0.9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { border: 1px solid var(--line); padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
-td { max-width: 18rem; }
+td { max-width: 15rem; }
 pre { background: var(--box); padding: 0.5rem; white-space: pre-wrap; font-size: 0.85rem; }
 nav a { margin-right: 1rem; display: inline-block; }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --quiet: #333; --box: #fff; }
   body { max-width: none; padding: 0; }
   nav { display: none; }
+  .wide { overflow: visible; overflow-wrap: anywhere; }
   details > *:not(summary) { display: block; }
 }
 """
 escape = html.escape
 
 
+def inline(text: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+
+
 def html_table(header: list[str], rows: list[list[str]]) -> str:
-    """Cells are text, and escaped."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    """Cells are text, and escaped; `**` around words makes them bold."""
+    head = "".join(f"<th>{inline(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{inline(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def of_markdown(text: str) -> str:
-    """Tables and paragraphs of Markdown as our scripts write them; all else stays as it is, escaped."""
+    """Tables, lists and paragraphs of Markdown as scripts/summarize.py writes them; all else is escaped."""
     parts = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        lines = block.splitlines()
-        if len(lines) > 1 and re.fullmatch(r"\|[-:| ]+\|?", lines[1]):
-            cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in lines]
+    for kind, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] if line[:1] in "|-" else "text"):
+        lines = list(group)
+        if kind == "|":
+            cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
             parts.append(html_table(cells[0], cells[2:]))
+        elif kind == "-":
+            parts.append("<ul>" + "".join(f"<li>{inline(line[1:].strip())}</li>" for line in lines) + "</ul>")
         else:
-            parts.append(f"<p>{escape(block)}</p>")
+            parts += [f"<p>{inline(line)}</p>" for line in lines if line.strip()]
     return "".join(parts)
 
 
@@ -81,7 +84,7 @@ def picture(figure, told: str) -> str:
 
 
 def overview(runs: dict[str, RunFolder]) -> str:
-    """What was run, with what, at what cost: a row a run."""
+    """What was run, with what, at what cost: a column a run."""
     rows = []
     for name, run in runs.items():
         header = re.findall(r"^# (\w+): (.*)$", (run.folder / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
@@ -96,23 +99,18 @@ def overview(runs: dict[str, RunFolder]) -> str:
             f"{where.get('world_size', '?')} × {where.get('device', '?')}", where.get("commit", "?")[:48],
             ", ".join(f"{library} {where.get(library, '?')}" for library in ("torch", "torchvision", "python")),
         ])  # fmt: skip
-    columns = (
-        "run, kind, model, steps, last attempt took, images/s (median), peak memory of rank 0 [GB], ranks × device"
-    )
-    return html_table([*columns.split(", "), "commit", "versions"], rows)
+    facts = "kind, model, steps, last attempt took, images/s (median), peak memory of rank 0 [GB], "
+    facts += "ranks × device, commit, versions"
+    names, *cells = zip(*rows, strict=True)
+    return html_table(["", *names], [[fact, *of_runs] for fact, of_runs in zip(facts.split(", "), cells, strict=True)])
 
 
 def results(runs: dict[str, RunFolder]) -> str:
-    """The table with intervals, and the scores of each run."""
-    folders = [str(run.folder) for run in runs.values() if run.rows()]
+    """The table of scripts/summarize.py, with intervals where there are several seeds."""
+    folders = [run.folder for run in runs.values() if run.rows()]
     if not folders:
         return "<p>No finetuning among these runs has finished.</p>"
-    if summarize:
-        return of_markdown(summarize.markdown_of(folders))
-    left_out = "<p>The table with intervals over seeds is left out: scripts/summarize.py is not there.</p>"
-    return left_out + "".join(
-        f"<p>{escape(name)}</p>{of_markdown(table(run.rows()))}" for name, run in runs.items() if run.rows()
-    )
+    return of_markdown(to_markdown(summarize(read_arms(folders), [], [], None), None))
 
 
 def differences(runs: dict[str, RunFolder]) -> str:

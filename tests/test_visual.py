@@ -83,15 +83,6 @@ def test_pretraining_shows_pictures_of_each_kind_where_due(pretrained, images):
         torch.testing.assert_close(logged, errors[kind]["relative"], rtol=1e-2, atol=1e-3, check_dtype=False)
 
 
-def test_runs_compare_in_the_hparams_tab_without_folders_of_their_own(pretrained):
-    found = events(pretrained / "shown")
-    content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-    hparams = metadata.parse_session_start_info_plugin_data(content).hparams
-    assert hparams["train.batch_size"].number_value == 8 and hparams["run.weights"].string_value == "-"
-    assert found.Scalars("final/pretraining_loss")[0].value > 0
-    assert not [path for path in (pretrained / "shown").iterdir() if path.is_dir() and path.name != "checkpoints"]
-
-
 @pytest.mark.parametrize("order", ["normalize_first", "filter_first"])
 @pytest.mark.parametrize("target", ["gray", "rgb"])
 def test_reconstruct_shows_what_the_training_sees(order, target):
@@ -149,6 +140,10 @@ def test_finetuning_shows_confusions_and_names_the_surest_mistakes(finetuned):
     assert [event.step for event in found.Images("val/confusion_matrix")] == [3, 6]
     result = json.loads((finetuned / "result.json").read_text())["results"][0]
     assert found.Scalars("final/top1")[0].value == pytest.approx(result["top1"])
+    content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    hparams = metadata.parse_session_start_info_plugin_data(content).hparams  # in the run's own folder
+    assert hparams["train.batch_size"].number_value == 8 and hparams["run.weights"].string_value.endswith("last.pt")
+    assert {path.name for path in finetuned.iterdir() if path.is_dir()} == {"checkpoints"}
     (*_, last) = found.Tensors("val/surest_mistakes/text_summary")
     text = make_ndarray(last.tensor_proto).item().decode()
     assert len(text.splitlines()) == 2 + min(8, 9 - result["top1_count"])

@@ -24,8 +24,6 @@ try:
 except ImportError:  # optional: plain lines without it
     tqdm = None
 
-SCORES = ("final/top1", "final/pretraining_loss")  # columns of the HParams tab, alike for both kinds of run
-
 
 class RunLog:
     """Logs steps of a run.
@@ -130,7 +128,7 @@ class RunLog:
         """A row of TensorBoard's HParams tab, in the run's own folder (`add_hparams` would make another)."""
         self.show("scalar", scores, step)
         if self.writer:
-            for summary in hparams(settings, dict.fromkeys(SCORES)):
+            for summary in hparams(settings, scores):
                 self.writer.file_writer.add_summary(summary)
 
     def replaced_images(self, step: int, told: list[str]) -> None:
