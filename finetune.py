@@ -29,10 +29,10 @@ from models.resnet import resnet
 from models.weights import load_weights, start_from, weights_of
 from utils.checkpoint import read_checkpoint
 from utils.config import parse_command_line, to_dict, to_yaml
-from utils.distributed import run_entry
+from utils.distributed import STOPPED, run_entry
 from utils.errors import UserError
 from utils.evaluation import Mistakes, evaluate, share_of_rank, table
-from utils.loop import STOPPED, train
+from utils.loop import train
 from utils.pictures import confusion_picture, sheet, short
 from utils.run import Run, build_state, comparable, learning_rate_of, open_log, open_run, place, resolved, resume_state
 from utils.run_log import RunLog
@@ -64,16 +64,18 @@ def main(argv: list[str]) -> int:
     log = open_log(config, run, completed, plan.total_steps, f"finetuning {config.model.name} on {len(folder)} images")
     batches = iter(training_batches(config, folder, plan, completed, run))
     for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
-        done = train(
+        done, stopped = train(
             state, batches, finetuning_loss(config, plan, len(folder.classes), run.world.device),
             learning_rate_of(config, plan.steps_per_epoch), steps, plan, run, log, content,
         )  # fmt: skip
-        if done < steps.stop:
+        if stopped:
             return STOPPED
         mistakes = Mistakes(len(folder.classes), run.world)
         models = {"model": state.model} | ({"ema": state.average.module} if state.average else {})
         found = evaluate_models(config, run, models, val_folder, held_out, mistakes)
-        show_mistakes(config, log, val_folder, *mistakes.collected(), found["results"][0]["val_resize_size"], done)
+        collected, size = mistakes.collected(), found["results"][0]["val_resize_size"]
+        with log.drawing(done):
+            show_mistakes(config, log, val_folder, *collected, size, done)
         log.evaluation(found["results"], done)
     log.compare(comparable(config, COMPARED), {"final/top1": found["results"][0]["top1"]}, done)
     log.close()
@@ -201,9 +203,9 @@ def show_mistakes(
     config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion, surest: list, resize_size: int, step: int
 ) -> None:
     """To TensorBoard, from rank 0: the confusion matrix, and the wrong images of which the model was surest."""
-    if log.world.rank == 0 and len(confusion):
+    if len(confusion):
         log.show("image", {"val/confusion_matrix": confusion_picture(confusion, folder.classes)}, step)
-    if log.world.rank != 0 or not surest:
+    if not surest:
         return
     d, pictures = config.data, {}
     samples = EvaluationSamples(folder, (resize_size,), d.val_crop_size, d.interpolation)
@@ -212,7 +214,7 @@ def show_mistakes(
         names = [folder.classes[number] for number in classes]
         pictures[f"{n} {short(names[0], 8)} as {short(names[1], 8)}"] = samples[image][0]
         # Neither Markdown nor HTML may be read into a name: what is no letter becomes a character reference.
-        cells = [re.sub(r"[^\w .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
+        cells = [re.sub(r"[^A-Za-z0-9 .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
         lines.append(f"| {n} | {confidence:.1%} | {' | '.join(cells)} |")
     log.show("image", {"val/surest_mistakes": sheet(pictures)}, step)
     log.show("text", {"val/surest_mistakes": "\n".join(lines)}, step)
@@ -222,7 +224,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     """--eval-only: model, class order and normalisation are the checkpoint's, sizes the command line's."""
     path = config.run.weights
     saved = read_checkpoint(path)
-    if "classes" not in saved:
+    if not {"model", "config", "step", "classes"} <= saved.keys():
         raise UserError(
             f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
         )

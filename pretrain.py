@@ -23,9 +23,10 @@ from losses.frequency import MaskedFrequencyLoss, grayscale
 from models.resnet import masked_frequency_model
 from models.weights import start_from
 from utils.config import parse_command_line, to_dict
-from utils.distributed import run_entry
+from utils.distributed import STOPPED, run_entry
 from utils.errors import UserError
-from utils.loop import STOPPED, train
+from utils.evaluation import in_evaluation
+from utils.loop import train
 from utils.pictures import combined, curves, eight_bit, log_magnitude, radial_error, sheet
 from utils.run import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
 from utils.run_log import RunLog
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
 
     log = open_log(config, run, completed, plan.total_steps, f"pretraining {config.model.name} on {len(folder)} images")
     batches = training_batches(config, folder, plan, completed, run)
-    done = train(
+    done, _ = train(
         state, iter(batches), pretraining_loss(config, run.world.device),
         learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
         run, log, content, pictures_of(config, run, log, state.model, folder, plan.total_steps),
@@ -124,8 +125,7 @@ def reconstruct(config: PretrainConfig, model, images: torch.Tensor) -> tuple[di
     Returns, for "low_pass" and "high_pass" inputs: pictures original, filtered, prediction, combined, (B, 3 or 1, H, W)
     in [0, 1], not clipped (grey is true where data.std is alike for all channels); and the prediction's `radial_error`.
     """
-    was_training, device, f = model.training, images.device, config.filter
-    model.eval()
+    device, f = images.device, config.filter
     normalize = Normalizer(config.data.mean, config.data.std, device)
     see, target_of = network_input(config, device), loss_target(config)
     mean, std = (target_of(constant[None]) for constant in (normalize.mean, normalize.std))
@@ -133,7 +133,8 @@ def reconstruct(config: PretrainConfig, model, images: torch.Tensor) -> tuple[di
     pictures, errors = {}, {}
     for name, kept in (("low_pass", low), ("high_pass", ~low)):
         clean, filtered = see(images, torch.full((len(images),), name == "low_pass", device=device))
-        predicted, target = model(filtered), target_of(clean)
+        with in_evaluation(model):
+            predicted, target = model(filtered), target_of(clean)
         # Without frequency 0 an image filtered in [0, 1] is around 0, that is, black; a normalised one around the mean.
         lift = normalize.mean if name == "high_pass" and f.order == "filter_first" else 0
         pictures[name] = {
@@ -141,7 +142,6 @@ def reconstruct(config: PretrainConfig, model, images: torch.Tensor) -> tuple[di
             "prediction": predicted * std + mean, "combined": combined(target, predicted, kept) * std + mean,
         }  # fmt: skip
         errors[name] = radial_error(predicted, target)
-    model.train(was_training)
     return pictures, errors
 
 
@@ -160,10 +160,14 @@ def pictures_of(config: PretrainConfig, run: Run, log: RunLog, model, folder: Im
     def show(done):
         if not len(images) or (done % every and done != total_steps):
             return
+        with log.drawing(done):
+            draw(done)
+
+    def draw(done):
         pictures, errors = reconstruct(config, model, images)
         for name, columns in pictures.items():
-            for tag, draw in (("reconstruction", eight_bit), ("log_magnitude", log_magnitude)):
-                drawn = {title: draw(column) for title, column in columns.items()}
+            for tag, shade in (("reconstruction", eight_bit), ("log_magnitude", log_magnitude)):
+                drawn = {title: shade(column) for title, column in columns.items()}
                 log.show("image", {f"pictures/{tag}_{name}": sheet(drawn)}, done)
         for kind, title in (
             ("error", "mean |error|"),

@@ -249,6 +249,8 @@ class FinetuneConfig:
             found.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
         if self.run.frequency_sweep and not (self.run.eval_only and len(self.data.val_resize_size) == 1):
             found.append(("run.frequency_sweep", "needs run.eval_only (--eval-only) and one data.val_resize_size"))
+        if self.run.frequency_sweep and min(self.run.sweep_radii) ** 2 > 2 * (self.data.val_crop_size // 2) ** 2:
+            found.append(("run.sweep_radii", f"all lie beyond the last bin of {self.data.val_crop_size} pixels"))
         if self.run.frequency_sweep and self.run.select_val_resize_size:
             found.append(("run.select_val_resize_size", "does not go with run.frequency_sweep, which takes one size"))
         return found

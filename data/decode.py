@@ -22,6 +22,8 @@ def decode_image(path: str) -> torch.Tensor:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); was it moved or removed?") from error
     refuse_bomb(path, encoded)
+    if encoded[:4].tobytes() == b"GIF8":  # torchvision would decode every frame: 2,000 in a file of some kilobytes
+        return decode_with_pillow(path, encoded)
     try:
         image = torchvision_decode(torch.from_numpy(encoded), ImageReadMode.RGB)
     except (RuntimeError, ValueError):

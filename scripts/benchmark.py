@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import Logging, PretrainConfig
+from data.folder import ImageFolder
 from models.resnet import masked_frequency_model
 from pretrain import pictures_of, pretraining_loss
 from utils.config import parse_command_line
@@ -63,7 +64,8 @@ def pictures(arguments: argparse.Namespace) -> dict:
         images = torch.randint(0, 256, (arguments.batch, 3, size, size), dtype=torch.uint8, device=device)
         batch = (images, torch.arange(arguments.batch, device=device) % 2 == 0)
         loss_of = pretraining_loss(config, device)
-        show = pictures_of(config, run, log, state.model, None, 10**9)
+        train = ImageFolder(str(Path(config.data.data_path) / "train"))
+        show = pictures_of(config, run, log, state.model, train, 10**9)
         step = timed(lambda: training_step(state, 0, 1e-4, [batch], loss_of), arguments.steps, device)
         event = timed(lambda: show(1), arguments.times, device)
         log.close()

@@ -88,7 +88,7 @@ def index(root: Path) -> tuple[list[ImageFolder], list[str]]:
         try:
             folders.append(ImageFolder(str(place), folders[0].classes if folders else None))
         except UserError as error:
-            findings.append(str(error))
+            findings.append(f"{error}; no image of {place} was checked")
     if not folders:
         raise UserError("; ".join(findings))
     return folders, findings

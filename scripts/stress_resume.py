@@ -30,8 +30,8 @@ from utils.checkpoint import read_checkpoint
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-TIMES = {"time", "images_per_second", "data_wait_share", "peak_memory_gb", "seconds", "checkpoint", "provenance"}
-STATE = ("model", "optimizer", "scaler", "ema", "step")
+TIMES = set("time images_per_second data_wait_share peak_memory_gb seconds resumed checkpoint provenance".split())
+STATE = ("model", "optimizer", "scaler", "ema", "health", "step")
 TARGETS = ("launcher", "rank", "worker", "save")
 WORDS = [
     "model.name=resnet18", "data.train_crop_size=32", "train.precision=float32", "logging.every_steps=1",

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,8 +29,9 @@ from data.geometry import evaluation_crops, train_transform
 from data.samples import TrainingSamples, label
 from tests.helpers import image_folder
 from tests.launch import FINETUNE, PRETRAIN, ROOT, overriding
-from utils.checkpoint import Checkpoints, read_checkpoint
+from utils.checkpoint import Checkpoints, read_checkpoint, write_atomically
 from utils.config import parse_command_line
+from utils.distributed import explain
 from utils.errors import UserError
 from utils.run import find_resume, locked
 
@@ -106,6 +109,24 @@ def test_a_bad_image_is_an_error_or_replaced_by_one_that_the_key_determines(spoi
     assert torch.equal(lenient[0, 4][0], strict[0, 4][0]) and lenient[0, 4][2] == ""
 
 
+MEMORY_OF_DECODING = """
+import resource, sys
+from data.decode import decode_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shape = decode_image(sys.argv[1]).shape
+print(*shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_of_an_animation_one_frame_alone_takes_memory(tmp_path):
+    frames = [Image.new("P", (800, 800), color) for color in range(200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    command = [sys.executable, "-c", MEMORY_OF_DECODING, str(tmp_path / "moving.gif")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    *shape, kilobytes = map(int, ended.stdout.split())
+    assert shape == [3, 800, 800] and kilobytes < 60_000  # all frames are 384 MB
+
+
 def test_when_every_image_is_bad_skipping_ends(images):
     folder = ImageFolder(str(images / "train"))
     for index in range(16):
@@ -175,6 +196,7 @@ run_entry(pretrain.main, sys.argv[1:])
 """
 
 
+@pytest.mark.skipif(not shutil.which("unshare"), reason="a small disk needs unshare (util-linux)")
 @pytest.mark.parametrize("on_save_error", ["stop", "continue"])
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_stops_or_goes_on_as_told(on_save_error, images, tmp_path):
     disk = tmp_path / "disk"
@@ -227,6 +249,28 @@ def as_nobody(task, queue) -> None:
         queue.put("written")
     except UserError as error:
         queue.put(str(error))
+
+
+def write_too_much(path: Path, queue) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        write_atomically(path, lambda file: file.write(bytes(1000)))
+    except OSError as error:
+        queue.put((error.filename, explain(error)))
+
+
+def test_what_a_disk_refuses_is_named_whatever_file_it_is(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=write_too_much, args=(tmp_path / "result.json", queue))
+    process.start()
+    process.join()
+    name, told = queue.get()
+    assert (
+        name == str(tmp_path / "result.json")
+        and told == f"{name}: File too large; mend that, and go on with --resume auto"
+    )
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
@@ -287,6 +331,13 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_ends_alike(images, tmp_
     assert (folder / "step_00000004.pt.abandoned").exists() and not list(folder.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("content", [{}, {"config": None}, {"config": "x", "model": {}}])
+def test_what_is_no_checkpoint_to_resume_is_told(content, images, tmp_path):
+    torch.save({"optimizer": {}, "step": 1} | content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: holds no training state to resume"):
+        pretrain.main(words(PRETRAIN, images, tmp_path / "out", "--resume", str(tmp_path / "other.pt")))
+
+
 # Two jobs, one folder.
 
 
@@ -302,7 +353,7 @@ def test_a_second_job_is_refused_while_the_first_lives_and_not_after_its_kill(im
     ready, end = context.Event(), context.Event()
     first = context.Process(target=hold, args=(tmp_path / "out", ready, end), daemon=True)
     first.start()
-    ready.wait()
+    assert ready.wait(60)
     command = words(PRETRAIN, images, tmp_path / "out")
     with pytest.raises(UserError, match=rf"out: in use by host \S+, pid {first.pid}, since 20\d\d-\d\d-\d\d"):
         pretrain.main([*command, "--resume", "auto"])

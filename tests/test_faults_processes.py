@@ -135,6 +135,10 @@ def test_worker_killed_then_ranks_killed_in_a_save_then_one_rank_signalled_and_n
     logged = steps_logged(tmp_path / "out")
     ranks = start_ranks(2, *job)
     wait_until(lambda: steps_logged(tmp_path / "out") > logged, ranks)
+    workers = [number for number, parent in processes_of(tmp_path / "out").items() if parent == ranks[1].pid]
+    for number in workers:  # as a batch system signals all of a job
+        os.kill(number, signal.SIGUSR1)
+        os.kill(number, signal.SIGTERM)
     ranks[1].send_signal(signal.SIGUSR1)
     for code, told in endings(ranks):
         assert code == 75, told

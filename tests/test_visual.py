@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -83,6 +84,27 @@ def test_pretraining_shows_pictures_of_each_kind_where_due(pretrained, images):
         torch.testing.assert_close(logged, errors[kind]["relative"], rtol=1e-2, atol=1e-3, check_dtype=False)
 
 
+def test_a_picture_that_fails_is_told_and_changes_nothing(pretrained, images, monkeypatch, capsys):
+    def fail(_):
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(pretrain, "sheet", fail)
+    words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(images)]
+    assert pretrain.main([*words, "--output-dir", str(pretrained / "failing")]) == 0
+    assert "warning: step 2: no pictures (RuntimeError: CUDA out of memory)" in capsys.readouterr().out
+    failing, blind = (read_checkpoint(pretrained / name / "checkpoints/last.pt") for name in ("failing", "blind"))
+    assert all(torch.equal(tensor, blind["model"][key]) for key, tensor in failing["model"].items())
+
+
+def test_a_model_that_fails_in_a_picture_goes_on_in_training_mode():
+    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")
+    model = masked_frequency_model("resnet18", 1).train()
+    model.decoder.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        pretrain.reconstruct(config, model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert model.training and model.bn1.training
+
+
 @pytest.mark.parametrize("order", ["normalize_first", "filter_first"])
 @pytest.mark.parametrize("target", ["gray", "rgb"])
 def test_reconstruct_shows_what_the_training_sees(order, target):
@@ -117,7 +139,23 @@ def test_reconstruct_shows_what_the_training_sees(order, target):
         model.train()
 
 
-def test_pictures_are_of_train_without_val_and_of_what_can_be_read(images, tmp_path):
+def test_pictures_are_of_train_without_val(tmp_path):
+    folder = ImageFolder(str(image_folder(tmp_path / "train", per_class=3)))
+    words = overriding(PRETRAIN, "logging.pictures_every_steps=1", f"data.data_path={tmp_path}")
+    config, shown = parse_command_line(PretrainConfig, words, ""), []
+
+    class Log:
+        drawing = staticmethod(lambda _: contextlib.nullcontext())
+        show = staticmethod(lambda kind, values, _: shown.extend(values))
+
+    class First:
+        world = World(0, 1, 1, torch.device("cpu"))
+
+    pretrain.pictures_of(config, First, Log, masked_frequency_model("resnet18", 1), folder, 3)(1)
+    assert "pictures/reconstruction_low_pass" in shown and "radial_error/relative/high_pass" in shown
+
+
+def test_fixed_images_are_of_what_can_be_read(tmp_path):
     folder = ImageFolder(str(image_folder(tmp_path / "some", per_class=3)))
     (tmp_path / "some/ant/0.png").write_bytes(b"no image")
     assert fixed_images(folder, 4, 32, "bicubic").shape == (3, 3, 32, 32)
@@ -126,10 +164,8 @@ def test_pictures_are_of_train_without_val_and_of_what_can_be_read(images, tmp_p
 
 @pytest.fixture(scope="module")
 def finetuned(images, pretrained):
-    words = overriding(FINETUNE, *BATCH[2:], "data.val_resize_size=[40,48]", "run.evaluate_every_epochs=1")
-    words += ["--batch-size", "8", "--epochs", "2", "--weights", str(pretrained / "shown/checkpoints/last.pt")]
-    words = [word for n, word in enumerate(words) if not (word == "--epochs" and words[n + 1] == "1")]
-    words = [word for n, word in enumerate(words) if word != "1"]
+    words = overriding(FINETUNE, "data.val_resize_size=[40,48]", "run.evaluate_every_epochs=1")
+    words += [*BATCH[:3], "--epochs", "2", "--weights", str(pretrained / "shown/checkpoints/last.pt")]
     assert finetune.main([*words, "--data-path", str(images), "--output-dir", str(pretrained / "classes")]) == 0
     return pretrained / "classes"
 

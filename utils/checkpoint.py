@@ -107,8 +107,10 @@ def write_atomically(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # half a file would take the room that the next attempt needs
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk does not tell whose
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)  # the name, too, survives a power cut

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from utils.errors import UserError
 
 JOB: dict = {}  # this process's rank, the number of ranks and their store, for an error that ends the job
 SECONDS_TO_NOTICE = 5
+STOPPED = 75  # exit code after a stop on request: all is saved, to be continued with --resume auto (EX_TEMPFAIL)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says so; goes through the CPU, so no device is waited for."""
-        return bool(self.sum(torch.tensor([int(flag)]))[0])
-
     def once_a_machine(self, task) -> None:
         """Have one rank of each machine do `task()` while the others wait."""
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             task()
-        self.any(False)
+        self.sum(torch.zeros(1))
 
     def gather(self, value) -> list:
         """Every rank's value (anything picklable), in the order of ranks."""
@@ -71,6 +70,8 @@ def join(device: str, timeout_minutes: float) -> World:
     )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave_at_once)  # until a training takes them over
     chosen = choose_device(device, local_rank, local_size)
     if chosen.type == "cpu":
         torch.set_num_threads(max(1, available_cores() // local_size))
@@ -86,6 +87,12 @@ def join(device: str, timeout_minutes: float) -> World:
         store.set(f"host {rank}", socket.gethostname())
         JOB.update(store=store, rank=rank, size=size)
     return World(rank, size, local_size, chosen)
+
+
+def leave_at_once(_number, _frame) -> None:
+    """Outside of training steps, which save first, nothing is lost by a stop: not by one while evaluating, say."""
+    os.write(2, b"stopped on request, outside of training steps; continue with --resume auto\n")
+    os._exit(STOPPED)
 
 
 def available_cores() -> int:
@@ -134,9 +141,20 @@ def die_with_parent(death_signal: int) -> None:
             os.kill(os.getpid(), death_signal)
 
 
+def end_on_word_of(parent: int) -> None:
+    """Take SIGTERM from the rank alone, whose DataLoader ends workers by it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 def shield_worker(worker: int) -> None:
-    """For loader workers: a stop signal to the group is the rank's to answer, and a dead rank needs no loader."""
+    """For loader workers: a stop signal to all of the job is the rank's to answer, and a dead rank needs no loader."""
     os.setpgrp()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=end_on_word_of, args=(os.getppid(),), daemon=True).start()
     die_with_parent(signal.SIGKILL)
 
 
@@ -149,6 +167,9 @@ def run_entry(main, argv: list[str]) -> None:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         code = main(argv)
+        if dist.is_initialized():
+            dist.barrier()  # a rank that ended first would have torchrun stop one still writing
+            dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
         told = explain(error)
         text = f"error: {told}" if told else traceback.format_exc()
@@ -157,9 +178,6 @@ def run_entry(main, argv: list[str]) -> None:
         print(f"[rank {rank}] {text}" if size > 1 else text, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2 if told else 1)
-    if dist.is_initialized():
-        dist.barrier()  # a rank that ended first would have torchrun stop one still writing
-        dist.destroy_process_group()
     sys.exit(code)
 
 

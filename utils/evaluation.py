@@ -1,5 +1,6 @@
 """Exact evaluation: every image once, whatever the number of ranks and the batch size, counted in integers."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,6 +17,17 @@ def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]
     """This rank's image numbers, r, r + W, r + 2W, …, in batches; nothing is padded."""
     mine = range(world.rank, length, world.size)
     return [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+
+
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module):
+    """Inside, BatchNorm takes its running statistics; after it the model is as it was, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()
@@ -38,13 +50,12 @@ def evaluate(
     """
     counts = torch.zeros(len(names), 3, dtype=torch.int64, device=world.device)  # images, top 1, top 5
     losses = torch.zeros(len(names), dtype=torch.float64, device=world.device)
-    was_training = model.training
-    model.eval()
     world.copy_from_rank_0(model.buffers())
     for crops, labels in batches:
         labels = labels.to(world.device, non_blocking=True)
         for view, images in enumerate(views(crops.to(world.device, non_blocking=True))):
-            logits = model(images).float()
+            with in_evaluation(model):
+                logits = model(images).float()
             right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             counts[view, 0] += len(labels)
             counts[view, 1] += right[:, 0].sum()
@@ -52,7 +63,6 @@ def evaluate(
             losses[view] += F.cross_entropy(logits, labels, reduction="sum")
             if mistakes and view == 0:
                 mistakes.add(logits, labels)
-    model.train(was_training)
     rows = zip(names, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True)
     results = [
         {

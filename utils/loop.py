@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from utils.distributed import STOP_SIGNALS
 from utils.errors import UserError
 from utils.run import Run, write_json
 from utils.run_log import RunLog
 from utils.training import TrainingState, training_step
-
-STOPPED = 75  # exit code after a stop on request: saved, to be continued with --resume auto (EX_TEMPFAIL)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -36,7 +34,7 @@ class StopRequest:
 def train(
     state: TrainingState, micro_batches: Iterator, loss_of: Callable, learning_rate_of: Callable[[int], float],
     steps: range, plan, run: Run, log: RunLog, content: dict, show: Callable[[int], None] = lambda done: None,
-) -> int:  # fmt: skip
+) -> tuple[int, bool]:  # fmt: skip
     """Take these optimizer steps, or fewer on a stop request.
 
     Args:
@@ -44,7 +42,7 @@ def train(
         plan: the data.sampling.BatchPlan.
         content: what a checkpoint holds beside the state (config, classes).
         show: called with the number of completed steps after each, to show what the model does where it is due.
-    Returns: completed steps of the run; a stop request ends before steps.stop, with a checkpoint.
+    Returns: completed steps of the run, and whether a stop request ended it, with a checkpoint.
     Raises: UserError if loss or gradient is not finite, on all ranks together, at the next log line.
     """
     with StopRequest() as stop:
@@ -64,13 +62,14 @@ def train(
             if log.due(step) or last:
                 refuse_bad_numbers(state, plan, run)
             log.step(step, step // plan.steps_per_epoch, learning_rate_of(step), metrics, waited)
-            show(done)
             if (last or run.checkpoints.due(done)) and run.world.rank == 0 and state.first_bad_step() is None:
-                log.say(run.checkpoints.attempt(done, state.state_dict() | content, last))
+                must = stopping or done == plan.total_steps
+                log.say(run.checkpoints.attempt(done, state.state_dict() | content, must))
+            show(done)
             if stopping:
-                log.say(f"stopped on request after step {done}; continue with --resume auto")
-                return done
-    return steps.stop
+                log.say(f"stopped on request after step {done} of {plan.total_steps}; continue with --resume auto")
+                return done, True
+    return steps.stop, False
 
 
 def refuse_bad_numbers(state: TrainingState, plan, run: Run) -> None:

@@ -46,7 +46,7 @@ def log_magnitude(images: torch.Tensor) -> torch.Tensor:
     """
     magnitude = torch.fft.fft2(full_precision(images), norm="ortho").abs().mean(1, keepdim=True)
     decades = (torch.fft.fftshift(magnitude, (-2, -1)).clamp(min=1e-9).log10() - 1) / DECADES + 1
-    return (decades.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return eight_bit(decades)
 
 
 def radial_mean(values: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,9 @@ def sheet(columns: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def curves(lines: dict[str, torch.Tensor], title: str, marked: float) -> torch.Tensor:
-    """At most two lines (R,) against frequency radius 0, 1, …, the values on a logarithmic axis: (3, 330, 520) uint8.
+    """At most two lines (R,) against frequency radius, the values on a logarithmic axis: (3, 330, 520) uint8.
+
+    Value k stands for the ring from k to k + 1, and is drawn in its middle.
 
     Args:
         marked: a radius to draw a vertical line at.
@@ -116,7 +118,7 @@ def curves(lines: dict[str, torch.Tensor], title: str, marked: float) -> torch.T
     logs = {name: line.clamp(min=1e-9).log10() for name, line in lines.items()}
     every = torch.cat(list(logs.values())).nan_to_num(posinf=0)
     low, high = int(every.min().floor()), int(every.max().floor()) + 1
-    longest = max(map(len, logs.values())) - 1
+    longest = max(map(len, logs.values()))
 
     def at(x, y):
         return left + (right - left) * x / longest, bottom - (bottom - top) * (y - low) / (high - low)
@@ -130,7 +132,7 @@ def curves(lines: dict[str, torch.Tensor], title: str, marked: float) -> torch.T
         draw.text((at(x, low)[0], bottom + 12), str(x), "black", font(11), anchor="mm")
     draw.line([at(marked, low), at(marked, high)], GREY, 2)
     for row, ((name, line), colour) in enumerate(zip(logs.items(), (BLUE, ORANGE), strict=True)):
-        draw.line([at(x, y) for x, y in enumerate(line.tolist()) if np.isfinite(y)], colour, 2)
+        draw.line([at(x + 0.5, y) for x, y in enumerate(line.tolist()) if np.isfinite(y)], colour, 2)
         draw.text((right - 4, top + 10 + 16 * row), name, colour, font(12), anchor="rm")
     draw.text((left, 16), title, "black", font(14), anchor="lm")
     axis = "frequency radius [bins of the crop]; upright line: the filter's"

@@ -5,6 +5,7 @@ The functions take a whole config and use the sections that both kinds have, so 
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -52,7 +52,8 @@ class Run:
 
     def write_result(self, name: str, content: dict) -> None:
         if self.world.rank == 0:
-            write_json(self.output / name, content | {"seconds": round(time.monotonic() - self.began, 1)})
+            took = {"seconds": round(time.monotonic() - self.began, 1), "resumed": self.resume is not None}
+            write_json(self.output / name, content | took)
 
 
 def open_run(config, writes_checkpoints: bool = True) -> Run:
@@ -162,7 +163,7 @@ def open_log(config, run: Run, completed: int, total_steps: int, what: str) -> R
 
 def learning_rate_of(config, steps_per_epoch: int):
     """The run's learning rate as a function of the step."""
-    return partial(
+    return functools.partial(
         learning_rate, steps_per_epoch=steps_per_epoch, peak=config.optimizer.learning_rate, **asdict(config.schedule)
     )
 
@@ -202,7 +203,7 @@ def read_resume(path: Path, config, free_keys: frozenset[str], content: dict) ->
     Raises: UserError listing what differs.
     """
     saved = read_checkpoint(path)
-    if "optimizer" not in saved or "step" not in saved:
+    if not {"model", "optimizer", "step", "config"} <= saved.keys() or not isinstance(saved["config"], dict):
         raise UserError(f"{path}: holds no training state to resume; start from its weights with --weights")
     # A checkpoint from before a knob was made had its default.
     before, now = flat(to_dict(type(config)())) | flat(saved["config"]), flat(to_dict(config))
@@ -222,17 +223,22 @@ def flat(config: dict) -> dict:
     return {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
 
 
-def provenance() -> dict[str, str]:
-    """What ran where: command, commit, versions, machine."""
+@functools.cache
+def commit() -> str:
+    """Of the code that runs: as at the start, since the checkout may move on meanwhile."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown (no git, or not a clone)"
+        return "unknown (no git, or not a clone)"
+
+
+def provenance() -> dict[str, str]:
+    """What ran where: command, commit, versions, machine."""
     return {
         "command": shlex.join(sys.argv),
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -246,7 +252,7 @@ def write_config(folder: Path, config: dict) -> None:
     """config.yaml: itself a config, with the provenance in comments above it."""
     folder.mkdir(parents=True, exist_ok=True)
     header = "".join(f"# {key}: {' '.join(value.splitlines())}\n" for key, value in provenance().items())
-    (folder / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
+    write_atomically(folder / "config.yaml", lambda file: file.write((header + to_yaml(config)).encode()))
 
 
 def write_json(path: Path, content: dict) -> None:

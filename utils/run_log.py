@@ -15,7 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from utils.checkpoint import write_atomically
+from utils.checkpoint import first_line, write_atomically
 from utils.distributed import World
 from utils.training import Metrics
 
@@ -124,11 +124,19 @@ class RunLog:
             self.writer, self.purge_step = None, step + 1
             self.say(f"warning: {self.path.parent}: TensorBoard events cannot be written ({error.strerror})")
 
+    @contextlib.contextmanager
+    def drawing(self, step: int):
+        """What fails inside is told and goes no further: no picture is worth the end of a training."""
+        try:
+            yield
+        except Exception as error:
+            self.say(f"warning: step {step}: no pictures ({type(error).__name__}: {first_line(error)})")
+
     def compare(self, settings: dict[str, float | str], scores: dict[str, float], step: int) -> None:
         """A row of TensorBoard's HParams tab, in the run's own folder (`add_hparams` would make another)."""
         self.show("scalar", scores, step)
-        if self.writer:
-            for summary in hparams(settings, scores):
+        with self.drawing(step):
+            for summary in hparams(settings, scores) if self.writer else ():
                 self.writer.file_writer.add_summary(summary)
 
     def replaced_images(self, step: int, told: list[str]) -> None:

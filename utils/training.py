@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
+from utils.evaluation import in_evaluation
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count), both scalars on the device
@@ -50,6 +51,7 @@ class TrainingState:
                 model, device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
+            settle_buckets(self.replica, next(model.parameters()))
         self.optimizer, self.dtype, self.ema_decay = optimizer, dtype, ema_decay
         self.clip_grad_norm = clip_grad_norm or float("inf")
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -62,6 +64,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.average.state_dict() if self.average else None,
+            "health": self.health,
         }
 
     def load_state_dict(self, saved: dict) -> None:
@@ -78,11 +81,22 @@ class TrainingState:
             self.scaler.load_state_dict(saved["scaler"])
         if self.average and saved["ema"]:
             self.average.load_state_dict(saved["ema"])
+        self.health.copy_(saved.get("health", self.health))
 
     def first_bad_step(self) -> int | None:
         """Waits for the device. The first step not finite, if any but a few float16 overflows in a row were."""
         _, _, in_a_row, first, _ = self.health.tolist()
         return first if in_a_row > (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0) else None
+
+
+def settle_buckets(replica: DistributedDataParallel, like: torch.Tensor) -> None:
+    """Have DDP regroup its gradients now, as it does after its first backward pass, on an image that changes nothing.
+
+    Else a resumed run would sum its first gradients in another order than one that went on; three ranks show it.
+    """
+    with in_evaluation(replica):
+        replica(torch.zeros(1, 3, 64, 64, dtype=like.dtype, device=like.device)).sum().backward()
+    replica.zero_grad(set_to_none=True)
 
 
 def training_step(
