@@ -19,8 +19,6 @@ from matplotlib import pyplot  # after the backend is chosen
 # Okabe and Ito's colours, told apart by the colour-blind; line styles besides, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
-# Student's 97.5 % quantile for 1, 2, … degrees of freedom; above 10 that of 10, a little too wide.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 STYLE = {
     "text.parse_math": False,  # a run's name may hold a $
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
@@ -104,26 +102,24 @@ def curves_figure(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str
     return figure
 
 
-def interval_figure(groups: dict[str, dict[int, list[float]]], xlabel: str, ylabel: str) -> FIGURE:
-    """For each group the mean over seeds with its 95 % interval (Student's t), and every seed as a dot.
+def interval_figure(arms: dict[str, dict[int, tuple[list[float], list[float] | None]]], xlabel, ylabel) -> FIGURE:
+    """For each arm the mean over units with its 95 % interval, and every unit as a dot.
 
     Args:
-        groups: name -> x -> a value for each seed; of one seed there is no interval.
+        arms: name -> x -> the units' values, and the interval; None, as of one unit: none is drawn.
     """
-    figure, axes = subplots(1, 1, 6.4, 3.6 + 0.17 * len(groups))
-    for number, (name, points) in enumerate(groups.items()):
-        x = sorted(points)
-        means = [np.mean(points[at]) for at in x]
-        half = [
-            STUDENT[min(len(v), 11) - 2] * np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan
-            for v in (points[at] for at in x)
-        ]
-        seeds = max(map(len, points.values()))
-        told = f"{name} ({seeds} seeds, 95 %)" if seeds > 1 else f"{name} (1 seed: no interval)"
-        axes[0, 0].errorbar(x, means, half, capsize=3, label=" " + told, **look(number))
+    figure, axes = subplots(1, 1, 6.4, 3.6 + 0.17 * len(arms))
+    for number, (name, points) in enumerate(arms.items()):
+        x, means = sorted(points), [np.mean(points[at][0]) for at in sorted(points)]
+        ends = [points[at][1] or [mean, mean] for at, mean in zip(x, means, strict=True)]
+        error = [[mean - low, high - mean] for mean, (low, high) in zip(means, ends, strict=True)]
+        units = max(len(values) for values, _ in points.values())
+        told = f"{name} ({units} units, 95 %)" if units > 1 else f"{name} (1 unit: no interval)"
+        axes[0, 0].errorbar(x, means, np.array(error).T, capsize=3, label=" " + told, **look(number))
         for at in x:
-            axes[0, 0].plot([at] * len(points[at]), points[at], "o", color=look(number)["color"], markersize=3)
-    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xticks=sorted({x for points in groups.values() for x in points}))
+            values = points[at][0]
+            axes[0, 0].plot([at] * len(values), values, "o", color=look(number)["color"], markersize=3)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xticks=sorted({x for points in arms.values() for x in points}))
     legend(figure, axes[0, 0])
     return figure
 
@@ -156,19 +152,24 @@ def sweep_figure(models: dict[str, list[dict]]) -> FIGURE:
     return figure
 
 
-def radial_figure(history: dict[str, list[tuple[float, np.ndarray]]], radius: float, ylabel: str) -> FIGURE:
+def radial_figure(
+    history: dict[str, list[tuple[int, np.ndarray]]], radius: float, outer_radius: float | None, ylabel: str
+) -> FIGURE:
     """Error against frequency radius, a line each time it was measured, dark to light.
 
     Args:
-        history: "low_pass" and "high_pass" -> (epoch, values (R,)).
-        radius: of the filter; what the loss asks for is shaded.
+        history: "low_pass" and "high_pass" -> (step, values (R,)).
+        radius, outer_radius: of the filter; what the loss asks for is shaded.
     """
     figure, axes = subplots(1, 2, 7.4, 3.4, sharey=True)
     for axis, (kind, lines) in zip(axes[0], history.items(), strict=True):
-        for number, (epoch, values) in enumerate(lines):
+        for number, (step, values) in enumerate(lines):
             colour = pyplot.cm.viridis(0.9 * number / max(1, len(lines) - 1))
-            axis.plot(np.arange(len(values)) + 0.5, values, color=colour, label=f"epoch {epoch:.3g}")
-        axis.axvspan(*((radius, len(values)) if kind == "low_pass" else (0, radius)), color="0.9", zorder=0)
+            axis.plot(np.arange(len(values)) + 0.5, values, color=colour, label=f"step {step}")
+        end = len(values)
+        ring = radius, min(outer_radius or end, end)
+        for span in [ring] if kind == "low_pass" else [(0, radius), (ring[1], end)]:
+            axis.axvspan(*span, color="0.9", zorder=0)
         axis.set(title=f"{kind.replace('_', '-')} input", xlabel="frequency radius [bins of the crop]", yscale="log")
     axes[0, 0].set(ylabel=ylabel)
     axes[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")

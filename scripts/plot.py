@@ -3,13 +3,14 @@
 python scripts/plot.py runs/sample_pretrain runs/sample_finetune_mfm runs/sample_finetune_scratch --output figures
 python scripts/plot.py runs/* --output figures --format pdf --smooth 25
 
-It draws what the runs hold, and says so. Runs whose configs differ in run.seed alone (and in `seed0`, `seed1` … within
-run.weights) are seeds of one group in the resize-size figure.
+It draws what the runs hold, and says so. Runs of one recipe are seeds of one arm in the resize-size figure, as in
+summarize.py, whose intervals it shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -21,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from configs.schema import FREE_TO_CHANGE
 from scripts import figures
 from scripts.config_diff import resolved
+from scripts.statistics_of_runs import describe
+from scripts.summarize import read_arms
 from utils.checkpoint import read_checkpoint
 from utils.distributed import run_entry
 from utils.errors import UserError
@@ -62,8 +64,10 @@ def read_run(folder: Path) -> RunFolder:
         return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
 
     log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    lines = [line for line in lines if "loss" in line]
+    lines = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
+        with contextlib.suppress(ValueError):  # of a run that was cut short
+            lines += [found] if "loss" in (found := json.loads(line)) else []
     return RunFolder(folder, resolved(str(folder)), lines, content("result.json"), content("frequency_sweep.json"))
 
 
@@ -73,29 +77,36 @@ def named(runs: list[RunFolder]) -> dict[str, RunFolder]:
     return {run.name if names.count(run.name) == 1 else str(run.folder): run for run in runs}
 
 
-def groups(runs: dict[str, RunFolder]) -> dict[str, dict[int, list[float]]]:
-    """Finetunings by recipe: name of the first -> resize size -> top-1 of the weights `model` for each seed."""
-    found: dict[tuple, tuple[str, dict]] = {}
-    for name, run in runs.items():
-        recipe = {key: str(value) for key, value in run.config.items() if key not in FREE_TO_CHANGE | {"run.seed"}}
-        weights = re.sub(r"seed[-_]?\d+", "seed", str(run.config.get("run.weights")))
-        _, points = found.setdefault((*recipe.items(), weights), (name, {}))
-        for row in run.rows():
-            if row["weights"] == "model":
-                points.setdefault(row["val_resize_size"], []).append(row["top1"])
-    return {name: points for name, points in found.values() if points}
+def by_size(runs: dict[str, RunFolder]) -> dict[str, dict[int, tuple[list[float], list[float] | None]]]:
+    """As summarize.py has it: arm -> resize size -> top-1 of each unit, and the 95 % interval of their mean.
+
+    Raises: UserError on two results of one run.
+    """
+    arms = read_arms([run.folder for run in runs.values() if run.rows()])
+    found: dict[str, dict] = {}
+    for name, arm in arms.items():
+        for size in (size for size in arm.scores if size.isdecimal()):  # not where each run selected its own
+            units = arm.units(size)
+            values = [sum(scores) / len(scores) for scores in units.values()]
+            found.setdefault(name, {})[int(size)] = values, describe(units, arm.pretrained)["interval"]
+    return found
 
 
-def radial_history(folder: Path, kind: str, most: int = 6) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """By "low_pass" and "high_pass": (step, errors by radius), at most `most`, from TensorBoard's events."""
+def radial_history(folder: Path, most: int = 6) -> dict[str, dict[str, list[tuple[int, np.ndarray]]]]:
+    """Kind of error -> "low_pass" and "high_pass" -> (step, errors by radius), at most `most`, from TensorBoard.
+
+    Steps that a resumed run took again are there twice; the later ones count.
+    """
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    found = {}
-    for name in ("low_pass", "high_pass"):
-        tag = f"radial_error/{kind}/{name}"
-        every = events.Tensors(tag) if tag in events.Tags()["tensors"] else []
-        chosen = sorted({round(i) for i in np.linspace(0, len(every) - 1, most)}) if every else []
-        found[name] = [(every[i].step, make_ndarray(every[i].tensor_proto)) for i in chosen]
-    return found if all(found.values()) else {}
+    found: dict[str, dict] = {}
+    for tag in (tag for tag in events.Tags()["tensors"] if tag.startswith("radial_error/")):
+        kept: list = []
+        for event in events.Tensors(tag):
+            kept = [one for one in kept if one.step < event.step] + [event]
+        chosen = sorted({round(i) for i in np.linspace(0, len(kept) - 1, most)})
+        _, kind, name = tag.split("/")
+        found.setdefault(kind, {})[name] = [(kept[i].step, make_ndarray(kept[i].tensor_proto)) for i in chosen]
+    return found
 
 
 def figures_of(runs: list[RunFolder], width: int) -> Figures:
@@ -116,13 +127,16 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
             figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width)
             ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in series.items() if y[-1] is not None)
             found[f"loss_{kind}"] = figure, f"Loss of {kind} against the step: {ends}."
-    sizes = groups(by_name)
+    try:
+        sizes = by_size(by_name)
+    except UserError as error:
+        sizes = {}
+        print(f"warning: no figure of resize sizes: {error}", file=sys.stderr)
     if sizes:
         figure = figures.interval_figure(sizes, "val resize size [pixels]", "top-1 [%]")
-        best = "; ".join(
-            f"{n}: {min(map(min, p.values())):.2f} to {max(map(max, p.values())):.2f} %" for n, p in sizes.items()
-        )
-        found["resize_size"] = figure, f"Top-1 against the size that images are resized to: {best}."
+        ranges = {name: [value for values, _ in points.values() for value in values] for name, points in sizes.items()}
+        told = "; ".join(f"{name}: {min(of):.2f} to {max(of):.2f} %" for name, of in ranges.items())
+        found["resize_size"] = figure, f"Top-1 against the size that images are resized to: {told}."
     sweeps = {name: run.sweep["results"] for name, run in by_name.items() if run.sweep}
     if sweeps:
         told = "; ".join(f"{n}: {rows[0]['top1']:.1f} % unfiltered" for n, rows in sweeps.items())
@@ -135,16 +149,11 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
 
 def pretraining_figures(name: str, run: RunFolder) -> Figures:
     found: Figures = {}
-    a_step = run.config["schedule.epochs"] / run.result["steps"] if "steps" in run.result else 1
-    for kind, label in (("error", "mean |error|"), ("relative", "mean |error| / mean |target|")):
-        history = radial_history(run.folder, kind)
-        if history:
-            lines = {task: [(step * a_step, values) for step, values in of] for task, of in history.items()}
-            figure = figures.radial_figure(lines, run.config["filter.radius"], label)
-            found[f"radial_{kind}_{name}"] = (
-                figure,
-                f"{name}: {label} of the prediction against frequency radius, by epoch.",
-            )
+    labels = {"error": "mean |error|", "relative": "mean |error| / mean |target|"}
+    sides = run.config["filter.radius"], run.config["filter.outer_radius"]
+    for kind, history in radial_history(run.folder).items():
+        told = f"{name}: {labels[kind]} of the prediction against frequency radius, by step."
+        found[f"radial_{kind}_{name}"] = figures.radial_figure(history, *sides, labels[kind]), told
     checkpoint = run.folder / "checkpoints/last.pt"
     if checkpoint.exists():
         weight = read_checkpoint(str(checkpoint))["model"]["conv1.weight"].numpy()
@@ -164,7 +173,8 @@ def main(argv: list[str]) -> int:
     if not found:
         raise UserError("these runs hold nothing to draw yet: no log line, no result, no checkpoint")
     for name, (figure, told) in found.items():
-        path = arguments.output / f"{name}.{arguments.format}"
+        file = re.sub(r"[/\0]", "_", name).encode()[:200].decode(errors="ignore")  # a name holds 255 bytes at most
+        path = arguments.output / f"{file}.{arguments.format}"
         figures.save(figure, path)
         print(f"wrote {path}: {told}")
     return 0

@@ -65,6 +65,13 @@ def crop_of(path: str, size: int | None, interpolation: str) -> torch.Tensor:
     return image[None, :, top : top + height, left : left + width]
 
 
+def labelled_crops(paths: list[str], size: int | None, interpolation: str) -> dict[str, torch.Tensor]:
+    """`crop_of` each, under class and file name, or the whole path where two have the same."""
+    names = [f"{Path(path).parent.name}/{Path(path).name}" for path in paths]
+    labels = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    return {label: crop_of(path, size, interpolation) for label, path in zip(labels, paths, strict=True)}
+
+
 def stages(config: PretrainConfig, model, image: torch.Tensor, radius: float) -> dict[str, tuple[dict, str]]:
     """For "low_pass" and "high_pass": the pictures (H, W, 3) uint8 by stage, and the PSNR as text.
 
@@ -150,12 +157,11 @@ def main(argv: list[str]) -> int:
     paths = pick_images(arguments.images, max(1, arguments.count))
     radii = arguments.radius or [config.filter.radius]
     paths = paths[:1] if len(radii) > 1 else paths
-    crops = {path: crop_of(path, size if size is None else int(size), config.data.interpolation) for path in paths}
+    crops = labelled_crops(paths, size if size is None else int(size), config.data.interpolation)
     if len(radii) > 1:
-        figure = grid_of_radii(config, model, crops[paths[0]], radii)
+        figure = grid_of_radii(config, model, next(iter(crops.values())), radii)
     else:
-        names = {f"{Path(path).parent.name}/{Path(path).name}": crop for path, crop in crops.items()}
-        figure = grid_of_images(config, model, names, radii[0])
+        figure = grid_of_images(config, model, crops, radii[0])
     from scripts.figures import save
 
     save(figure, arguments.output)

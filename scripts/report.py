@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.config_diff import config_diff
 from scripts.figures import data_uri
 from scripts.plot import RunFolder, figures_of, named, read_run
-from scripts.reconstruct import crop_of, grid_of_images, pick_images, pretrained
+from scripts.reconstruct import grid_of_images, labelled_crops, pick_images, pretrained
 from scripts.summarize import read_arms, summarize, to_markdown
 from utils.distributed import run_entry
+from utils.errors import UserError
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --quiet: #555; --box: #f5f5f5; }
@@ -45,7 +46,7 @@ nav a { margin-right: 1rem; display: inline-block; }
   body { max-width: none; padding: 0; }
   nav { display: none; }
   .wide { overflow: visible; overflow-wrap: anywhere; }
-  details > *:not(summary) { display: block; }
+  details::details-content { content-visibility: visible; height: auto; }
 }
 """
 escape = html.escape
@@ -68,7 +69,8 @@ def of_markdown(text: str) -> str:
     for kind, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] if line[:1] in "|-" else "text"):
         lines = list(group)
         if kind == "|":
-            cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+            cells = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines]
+            cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
             parts.append(html_table(cells[0], cells[2:]))
         elif kind == "-":
             parts.append("<ul>" + "".join(f"<li>{inline(line[1:].strip())}</li>" for line in lines) + "</ul>")
@@ -110,7 +112,10 @@ def results(runs: dict[str, RunFolder]) -> str:
     folders = [run.folder for run in runs.values() if run.rows()]
     if not folders:
         return "<p>No finetuning among these runs has finished.</p>"
-    return of_markdown(to_markdown(summarize(read_arms(folders), [], [], None), None))
+    try:
+        return of_markdown(to_markdown(summarize(read_arms(folders), [], [], None), None))
+    except UserError as error:
+        return f"<p>No table: {escape(str(error))}</p>"
 
 
 def differences(runs: dict[str, RunFolder]) -> str:
@@ -131,10 +136,7 @@ def reconstructions(runs: dict[str, RunFolder], images: list[str]) -> str:
         checkpoint = run.folder / "checkpoints/last.pt"
         if run.pretraining and checkpoint.exists():
             config, model = pretrained(str(checkpoint))
-            crops = {
-                f"{Path(path).parent.name}/{Path(path).name}": crop_of(path, config.data.train_crop_size, "bicubic")
-                for path in pick_images(images, 4)
-            }
+            crops = labelled_crops(pick_images(images, 4), config.data.train_crop_size, config.data.interpolation)
             told = f"{name}: original, filtered, prediction and combined for {', '.join(crops)}, with the PSNR in dB."
             parts.append(picture(grid_of_images(config, model, crops, config.filter.radius), told))
     return "".join(parts)

@@ -28,9 +28,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.study_plan import Grid, Planned, read_study
 from scripts.summarize import read_arms, summarize, to_csv, to_markdown
-from utils.distributed import available_cores, die_with_parent, run_entry
+from utils.distributed import STOPPED, available_cores, die_with_parent, run_entry
 from utils.errors import UserError
-from utils.loop import STOPPED, StopRequest
+from utils.loop import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG, LOG_LINES = "console.log", 15
@@ -59,8 +59,7 @@ def start(run: Planned, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
     cores, devices = sorted(os.sched_getaffinity(0)), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     devices = devices if devices != [""] else [str(number) for number in range(jobs * gpus)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus : (slot + 1) * gpus])
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus : (slot + 1) * gpus])  # none: on the CPU
 
     def prepare():
         os.sched_setaffinity(0, cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs])
@@ -93,10 +92,14 @@ def execute(grid: Grid, runs: list[Planned], jobs: int, gpus: int) -> tuple[dict
                     process.terminate()
             for run in [run for run, (_, process, _) in running.items() if process.poll() is not None]:
                 _, process, began = running.pop(run)
-                if process.returncode == 0 and run.finished():
+                try:
+                    why = "" if process.returncode == 0 and run.finished() else f"exit code {process.returncode}"
+                except UserError as error:  # it went on from another config's checkpoint
+                    why = str(error)
+                if not why:
                     done.add(run)
                 elif not stopping:
-                    failed[run] = f"exit code {process.returncode}"
+                    failed[run] = why
                     failed |= {later: "not run: its pretraining failed" for later in waiting if later.needs is run}
                     waiting = [later for later in waiting if later not in failed]
                 how = "finished" if run in done else failed.get(run, "stopped")
@@ -138,6 +141,10 @@ def publish(grid: Grid, runs: list[Planned], output: Path) -> None:
     for run in reversed(finished):  # the first of each arm stays
         name = f"{run.entry.removesuffix('.py')}_{run.folder.parent.name}.yaml"
         shutil.copyfile(run.folder / "config.yaml", output / "configs" / name)
+        if run.needs:  # as summarize.py looks for it beside results.csv
+            shutil.copyfile(
+                run.folder / "pretraining.yaml", (output / "configs" / name).with_suffix(".pretraining.yaml")
+            )
     print(f"\n{table}\n\n{len(finished)} of {len(runs)} runs; written to {output}: table.md, results.csv, configs/")
 
 
@@ -152,19 +159,27 @@ def list_runs(grid: Grid, runs: list[Planned], jobs: int) -> None:
 
 
 def print_commands(grid: Grid, runs: list[Planned], output: Path) -> None:
-    """The lines of what is not finished, and the same as lists for SLURM arrays."""
+    """The lines of what is not finished; and lists of all runs, whose numbers stay, for SLURM arrays of those."""
     output.mkdir(parents=True, exist_ok=True)
     launcher = f"torchrun --standalone --nproc_per_node={grid.processes} " if grid.processes > 1 else "python "
-    arrays, after = [], ""
-    for entry in ("pretrain.py", "finetune.py"):
-        lines = [shlex.join([entry, *run.words]) for run in runs if run.entry == entry and not run.finished()]
-        print("".join(f"{launcher}{line} --resume auto\n" for line in lines), end="")
-        path = output / f"{entry.removesuffix('.py')}.txt"
+    lists = {
+        "pretrain": [run for run in runs if run.entry == "pretrain.py"],
+        "finetune_scratch": [run for run in runs if run.entry == "finetune.py" and not run.needs],
+        "finetune": [run for run in runs if run.needs],
+    }
+    arrays = []
+    for name, listed in lists.items():
+        lines, to_do = [shlex.join([run.entry, *run.words]) for run in listed], [not run.finished() for run in listed]
+        print(
+            "".join(f"{launcher}{line} --resume auto\n" for line, due in zip(lines, to_do, strict=True) if due), end=""
+        )
+        path = output / f"{name}.txt"
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        if lines:
-            gpus = f"--gpus-per-node={grid.processes}"
-            arrays.append(f"# sbatch {after}{gpus} --array=1-{len(lines)} scripts/slurm.sbatch {path}")
-            after = "--dependency=afterok:JOB_ID_OF_THE_LINE_ABOVE "
+        numbers = ",".join(str(number) for number, due in enumerate(to_do, 1) if due)
+        # afterany: where one pretraining failed, its finetunings say so themselves, and the others run.
+        after = "--dependency=afterany:JOB_ID_OF_PRETRAIN " if name == "finetune" else ""
+        gpus = f"--gpus-per-node={grid.processes} --array={numbers}"
+        arrays += [f"# sbatch {after}{gpus} scripts/slurm.sbatch {shlex.quote(str(path))}"] if numbers else []
     print("\n".join(["# or as SLURM arrays:", *arrays]))
 
 
@@ -179,13 +194,15 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     output, jobs = arguments.output_dir or Path("runs/studies", Path(arguments.study).stem), arguments.jobs
     grid, runs = read_study(arguments.study, output)
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: must be at least 1")
     if arguments.dry_run or arguments.print_commands:
         list_runs(grid, runs, jobs) if arguments.dry_run else print_commands(grid, runs, output)
         return 0
     there = torch.cuda.device_count()
     gpus = arguments.gpus_per_job if arguments.gpus_per_job is not None else grid.processes if there else 0
     most = there // gpus if gpus else available_cores()
-    if not 1 <= jobs <= most:
+    if jobs > most:
         what = f"{there} GPUs for {gpus} a job" if gpus else f"{available_cores()} CPU cores"
         raise UserError(f"--jobs {jobs}: must be from 1 to {most}: this machine has {what} (--gpus-per-job)")
     failed, stopped = execute(grid, runs, jobs, gpus)

@@ -76,8 +76,10 @@ class Planned:
         return True
 
     def seconds(self) -> float | None:
+        """What the run took; None if it has not finished, or was resumed, so that its last part alone was timed."""
         path = self.folder / "result.json"
-        return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else None
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"resumed": True}
+        return None if result.get("resumed") else result["seconds"]
 
 
 def changes(path: Path, config, weights: bool) -> dict[str, tuple]:

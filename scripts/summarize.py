@@ -68,41 +68,57 @@ def read_arms(paths: list[Path]) -> dict[str, Arm]:
 
 
 def read_csv(path: Path, arms: dict[str, Arm]) -> None:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Scores, and the facts of the configs that a study writes beside its results.csv, if they are there."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no CSV in UTF-8 ({error})") from error
     if not rows or not set(COLUMNS) <= rows[0].keys():
         raise UserError(f"{path}: must have a row and the columns {','.join(COLUMNS)}")
     for number, row in enumerate(rows, 2):
         try:
-            add(arms, *(row[name].strip() for name in COLUMNS[:4]), float(row["top1"]), f"{path}, line {number}")
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            *words, top1 = *(row[name].strip() for name in COLUMNS[:4]), float(row["top1"])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: must have {len(COLUMNS)} cells, top1 a number ({error})"
+            ) from error
+        add(arms, *words, top1, f"{path}, line {number}")
+    for name in {row["arm"].strip() for row in rows}:
+        config = path.parent / "configs" / f"finetune_{name}.yaml"
+        if config.is_file():
+            for key, value in facts_of(str(config), config.with_suffix(".pretraining.yaml"))[0].items():
+                arms[name].facts[key].add(value)
+
+
+def facts_of(config_file: str, pretraining_file: Path) -> tuple[dict[str, str], dict, dict]:
+    """What two finetunings to be compared must share; the whole config; and the pretraining's, {} if it is not ours."""
+    config = resolved(config_file)
+    pretraining = resolved(str(pretraining_file)) if pretraining_file.is_file() else {}
+    facts = {key: show(value) for key, value in config.items() if key not in IGNORED}
+    facts["pretraining"] = "a checkpoint of this project" if pretraining else show(config["run.weights"] or "none")
+    facts |= {f"pretraining.{key}": show(value) for key, value in pretraining.items() if key not in IGNORED}
+    return facts, config, pretraining
 
 
 def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
     """A finetuning's scores and facts. Runs that differ in seeds and places alone are an arm, named after the first."""
-    config = resolved(str(run))
-    facts, pretrain_seed = {key: show(value) for key, value in config.items() if key not in IGNORED}, ""
+    facts, config, pretraining = facts_of(str(run), run / "pretraining.yaml")
+    recipe = {key: {value} for key, value in facts.items()}
     facts |= provenance(result, "")
-    facts["pretraining"] = show(config["run.weights"] or "none")
-    if (run / "pretraining.yaml").is_file():
-        pretraining = resolved(str(run / "pretraining.yaml"))
-        facts |= {f"pretraining.{key}": show(value) for key, value in pretraining.items() if key not in IGNORED}
-        facts["pretraining"], pretrain_seed = "a checkpoint of this project", show(pretraining["run.seed"])
-        beside = Path(config["run.weights"]).parent.parent / "result.json"
-        if beside.is_file():
-            facts |= provenance(json.loads(beside.read_text(encoding="utf-8")), "pretraining's ")
+    beside = Path(config["run.weights"]).parent.parent / "result.json" if pretraining else None
+    if beside and beside.is_file():
+        facts |= provenance(json.loads(beside.read_text(encoding="utf-8")), "pretraining's ")
     in_study = re.fullmatch(r"(p\d+_)?f\d+", run.name)
-    recipe = {key: {value} for key, value in facts.items() if not is_provenance(key)}
-    alike = (
-        name for name, arm in arms.items() if recipe == {k: v for k, v in arm.facts.items() if not is_provenance(k)}
-    )
-    arm_name = run.parent.name if in_study else next(alike, run.name)
+    recipes = {name: {k: v for k, v in arm.facts.items() if not is_provenance(k)} for name, arm in arms.items()}
+    alike = (name for name, theirs in recipes.items() if recipe == theirs)
+    own = run.name if run.name not in arms else str(run)
+    arm_name = run.parent.name if in_study else next(alike, own)
     chosen = "given" not in result.get("val_resize_size", {}).get("chosen", "given")
     for row in result["results"]:
         name = arm_name + (" (ema)" if row["weights"] == "ema" else "")
         size = f"{row['val_resize_size']} ({SELECTED})" if chosen else str(row["val_resize_size"])
-        add(arms, name, pretrain_seed, show(config["run.seed"]), size, row["top1"], str(run))
+        seed = show(pretraining["run.seed"]) if pretraining else ""
+        add(arms, name, seed, show(config["run.seed"]), size, row["top1"], str(run))
         for key, value in facts.items():
             arms[name].facts[key].add(value)
 
@@ -120,8 +136,8 @@ def is_provenance(key: str) -> bool:
 
 def add(arms: dict[str, Arm], name: str, pretrain_seed: str, finetune_seed: str, size: str, top1: float, origin: str):
     """One score. Raises: UserError naming its origin if there is one already, or it does not belong to such an arm."""
-    if not name or not finetune_seed:
-        raise UserError(f"{origin}: arm and finetune_seed must not be empty")
+    if not name or not finetune_seed or not size:
+        raise UserError(f"{origin}: arm, finetune_seed and val_resize_size must not be empty")
     if not 0 <= top1 <= 100:
         raise UserError(f"{origin}: top1 = {top1}: must be a percentage from 0 to 100")
     arm = arms.setdefault(name, Arm(bool(pretrain_seed)))
@@ -165,7 +181,7 @@ def covers(factor: str, keys: list[str]) -> bool:
 
 
 def pairs_to_compare(arms: dict[str, Arm], baselines: list[str], factors: list[str]) -> list[tuple[str, str]]:
-    """(arm, baseline): with several baselines an arm meets those from which only a studied factor sets it apart."""
+    """(arm, baseline): of several baselines an arm meets those it differs from in a studied factor alone, else all."""
     unknown = [name for name in baselines if name not in arms]
     if unknown:
         raise UserError(f"--baseline {' '.join(unknown)}: no such arm; there are: {', '.join(arms)}")
@@ -173,7 +189,7 @@ def pairs_to_compare(arms: dict[str, Arm], baselines: list[str], factors: list[s
     for name, arm in arms.items():
         others = [base for base in baselines if base != name and (name, base) not in [(b, a) for a, b in found]]
         fair = [base for base in others if not confounds(arms[base], arm, factors)[1].startswith("more")]
-        found += [(name, base) for base in (fair if len(baselines) > 1 else others)]
+        found += [(name, base) for base in (fair if len(baselines) > 1 and fair else others)]
     return found
 
 
@@ -185,12 +201,19 @@ def summarize(arms: dict[str, Arm], baselines: list[str], factors: list[str], di
     for size in sizes:
         there = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}
         described = {name: describe(units, arms[name].pretrained) for name, units in there.items()}
-        rows, possible = [], [pair for pair in pairs if set(pair) <= there.keys()]
-        for name, base in possible:
-            alike = arms[name].pretrained == arms[base].pretrained
+        for name, arm in described.items():
+            mixed = {key: " | ".join(sorted(seen)) for key, seen in arms[name].facts.items() if len(seen) > 1}
+            arm["notes"] += [f"its runs differ in {key}: {seen}" for key, seen in mixed.items()]
+        rows = []
+        cells = {
+            (name, base): (there[name], there[base], arms[name].pretrained == arms[base].pretrained)
+            for name, base in pairs if {name, base} <= there.keys()
+        }  # fmt: skip
+        tests = sum(compare(*cell, plan=False)["p"] is not None for cell in cells.values())
+        for (name, base), cell in cells.items():
             told, warning = confounds(arms[base], arms[name], factors)
             rows.append({"arm": name, "baseline": base, "differs_in": told, "warning": warning})
-            rows[-1] |= compare(there[name], there[base], alike, len(possible), difference)
+            rows[-1] |= compare(*cell, max(1, tests), difference)
         for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = corrected
         summary[size] = {"arms": described, "comparisons": rows}

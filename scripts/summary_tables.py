@@ -16,23 +16,32 @@ def to_markdown(summary: dict, difference: float | None) -> str:
     for name in names:
         cells = [told["arms"].get(name, {}) for told in summary.values()]
         texts = [f"{number(c['mean'], 2)}{deviation(c)}" if c else "" for c in cells]
-        lines.append(f"| {name} | {runs[name]} | " + " | ".join(texts) + " |")
+        lines.append(f"| {cell(name)} | {runs[name]} | " + " | ".join(texts) + " |")
     single = max(runs.values()) == 1
     lines += ["", "One run an arm: its spread is unknown, so this ranks nothing."] if single else []
     for size, told in () if single else summary.items():
         lines += ["", f"**top-1 % {at(size)}**", "", *arms_table(told["arms"]), "", *units_table(told["arms"])]
         lines += comparisons_table(told["comparisons"], difference) if told["comparisons"] else []
-        lines += [f"- {name}: {note}" for name, arm in told["arms"].items() for note in arm["notes"]]
+        lines += [f"- {cell(name)}: {note}" for name, arm in told["arms"].items() for note in arm["notes"]]
         for row in told["comparisons"]:
-            lines += [f"- {row['arm']} − {row['baseline']}: {note}" for note in row["notes"]]
+            lines += [f"- {pair(row)}: {note}" for note in row["notes"]]
     for row in {(r["arm"], r["baseline"]): r for told in summary.values() for r in told["comparisons"]}.values():
         changes = [f"{key}: {change}" for key, change in row["differs_in"].items()]
-        lines += [f"- {row['arm']} − {row['baseline']} differ in: {'; '.join(changes)}"] if changes else []
+        lines += [f"- {pair(row)} differ in: {'; '.join(changes)}"] if changes else []
     return "\n".join(lines)
 
 
 def at(size: str) -> str:
     return "at the size selected on held-out images" if size == SELECTED else f"at {size}"
+
+
+def cell(text: str) -> str:
+    """A name that breaks no table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def pair(row: dict) -> str:
+    return f"{cell(row['arm'])} − {cell(row['baseline'])}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -56,7 +65,7 @@ def arms_table(arms: dict) -> list[str]:
         share = "–" if arm["share_of_pretraining"] is None else f"{100 * arm['share_of_pretraining']:.0f} %"
         spreads = [number(arm[key]) for key in ("mean", "sample_deviation", "population_deviation")]
         levels = [number(arm[key]) for key in ("deviation_of_pretrainings", "deviation_of_finetunings")]
-        cells = [name, str(arm["runs"]), str(arm["units"]), *spreads, interval(arm["interval"]), *levels, share]
+        cells = [cell(name), str(arm["runs"]), str(arm["units"]), *spreads, interval(arm["interval"]), *levels, share]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -66,7 +75,9 @@ def units_table(arms: dict) -> list[str]:
     if not rows:
         return []
     lines = ["| arm | pretraining | finetunings | mean | sample sd |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {unit} | {n} | {number(mean)} | {number(sd)} |" for name, unit, n, mean, sd in rows]
+    lines += [
+        f"| {cell(name)} | {cell(unit)} | {n} | {number(mean)} | {number(sd)} |" for name, unit, n, mean, sd in rows
+    ]
     return [*lines, ""]
 
 
@@ -77,7 +88,7 @@ def comparisons_table(rows: list[dict], difference: float | None) -> list[str]:
         + " differs in | fair? |", "|---" * (9 + (difference is not None)) + "|",
     ]  # fmt: skip
     for row in rows:
-        cells = [f"{row['arm']} − {row['baseline']}", number(row["difference"]), interval(row["interval"])]
+        cells = [pair(row), number(row["difference"]), interval(row["interval"])]
         cells += [number(row["p"], 4), number(row["p_holm"], 4), row["test"], number(row["detectable"])]
         cells += [] if difference is None else [str(row["units_needed"] or "–")]
         cells += [", ".join(row["differs_in"]) or "–", f"**{row['warning']}**" if row["warning"] else "yes"]

@@ -6,18 +6,21 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 import finetune
 import pretrain
-from scripts import plot, reconstruct, report
+from scripts import benchmark, plot, reconstruct, report, summary_tables
 from tests.browser import CHROMIUM, DEEP, browser
 from tests.helpers import image_folder
 from tests.launch import FINETUNE, PRETRAIN, overriding
@@ -181,9 +184,54 @@ def test_plot_writes_what_there_is_and_groups_seeds(runs, tmp_path, capsys):
     assert plot.main([*map(str, runs[1]), "--output", str(tmp_path), "--format", "svg"]) == 0
     assert len(list(tmp_path.glob("*.svg"))) == capsys.readouterr().out.count("wrote ") == 7
     _, two, three = map(plot.read_run, runs[1])
-    (points,) = plot.groups(plot.named([two, three])).values()
-    assert [len(values) for values in points.values()] == [2]
-    three.config["optimizer.learning_rate"] = 9
-    assert len(plot.groups(plot.named([two, three]))) == 2  # another recipe is no seed
+    (points,) = plot.by_size(plot.named([two, three])).values()
+    ((values, interval),) = points.values()
+    assert len(values) == 2 and interval[0] <= sum(values) / 2 <= interval[1]
+    (of_one,) = plot.by_size(plot.named([two])).values()
+    assert next(iter(of_one.values()))[1] is None  # one run has no interval
     with pytest.raises(UserError, match="no run .it has no config.yaml"):
         plot.main([str(tmp_path)])
+
+
+def test_measurements_that_a_resumed_run_repeats_count_once(tmp_path):
+    for steps, first in (((1, 2, 3), 0.0), ((2, 4), 10.0)):  # the second attempt goes on after step 1
+        writer = SummaryWriter(str(tmp_path), purge_step=steps[0])
+        for step in steps:
+            for side in ("low_pass", "high_pass"):
+                writer.add_tensor(f"radial_error/error/{side}", torch.tensor([first + step]), step)
+        writer.close()
+        time.sleep(1.1)  # event files are told apart by the second
+    history = plot.radial_history(tmp_path)
+    assert [(step, values.item()) for step, values in history["error"]["low_pass"]] == [(1, 1.0), (2, 12.0), (4, 14.0)]
+
+
+def test_a_name_with_a_bar_keeps_its_row_in_one_piece():
+    table = "| arm | top-1 |\n|---|---|\n| " + summary_tables.cell("a|b\nc") + " | 5 |"
+    found = Reader(report.of_markdown(table))
+    assert [tag for tag, _ in found.tags].count("td") == 2 and "a|b c" in found.text
+
+
+def test_two_results_of_one_run_leave_the_rest_of_the_page(runs, tmp_path, capsys):
+    twice = tmp_path / "twice"
+    shutil.copytree(runs[1][1], twice)
+    assert report.main([str(runs[1][1]), str(twice), "--output", str(tmp_path / "r.html")]) == 0
+    assert "No table: " in (tmp_path / "r.html").read_text() and "a second result of arm" in capsys.readouterr().err
+
+
+def test_a_log_line_cut_short_is_left_out(runs, tmp_path):
+    shutil.copytree(runs[1][1], tmp_path / "cut")
+    whole = plot.read_run(tmp_path / "cut").lines
+    with open(tmp_path / "cut/log.jsonl", "a") as file:
+        file.write('{"step": 99, "lo')
+    assert plot.read_run(tmp_path / "cut").lines == whole
+
+
+def test_the_benchmark_of_pictures_tells_their_share(runs, tmp_path, capsys):
+    words = ["--batch", "4", "--times", "2", "--steps", "2", "--json", str(tmp_path / "b.json"), "model.name=resnet18"]
+    words += ["data.train_crop_size=32", "filter.radius=3", f"data.data_path={runs[0] / 'images'}"]
+    assert benchmark.main(["pictures", "--device", "cpu", *words]) == 0
+    told = json.loads((tmp_path / "b.json").read_text())
+    event, step = told["event"]["median_ms"], told["training_step"]["median_ms"]
+    assert event > 0 and told["share_of_training_time"] == pytest.approx(event / (event + 500 * step))
+    with pytest.raises(UserError, match="train: no such image folder"):
+        benchmark.main(["pictures", "--device", "cpu", "data.data_path=nowhere"])

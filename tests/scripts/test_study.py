@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 from scripts import study
 from scripts.config_diff import resolved
-from scripts.study import read_study
+from scripts.study_plan import read_study
+from scripts.summarize import read_arms, summarize
 from tests.helpers import image_folder
 from tests.launch import ROOT
 from utils.errors import UserError
@@ -129,7 +131,7 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 75 and "stopped on request" in told, told
     stopped = [path.read_text() for path in output.glob("*/*/*/console.log")]
-    assert any("stopped on request after step" in text for text in stopped)
+    assert any("stopped on request" in text for text in stopped)
     remember_results()
 
     process = start(tiny, output)  # third: one run alone; the study goes on with the others and tells
@@ -201,8 +203,12 @@ def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
     assert study.main([str(tiny), "--output-dir", str(tmp_path / "out"), "--print-commands"]) == 0
     told = capsys.readouterr().out
     assert told.count("python finetune.py") == 2 and told.count("--resume auto") == 3
-    listed = re.findall(r"--array=1-(\d+) scripts/slurm.sbatch (\S+)", told)
-    assert [(count, Path(path).name) for count, path in listed] == [("1", "pretrain.txt"), ("2", "finetune.txt")]
+    arrays = re.findall(
+        r"sbatch (?:--dependency=(afterany)\S* )?--gpus-per-node=1 --array=(\S+) scripts/slurm.sbatch (\S+)", told
+    )
+    files = [(after, numbers, Path(path).name) for after, numbers, path in arrays]
+    scratch = ("", "1", "finetune_scratch.txt")
+    assert files == [("", "1", "pretrain.txt"), scratch, ("afterany", "1", "finetune.txt")]
     for name in ("srun", "scontrol"):
         (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         (tmp_path / name).chmod(0o755)
@@ -212,11 +218,30 @@ def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
         "SLURM_JOB_NODELIST": "n1",
         "SLURM_JOB_ID": "7",
     }
-    slurm |= {"SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "2", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    words = ["bash", str(ROOT / "scripts/slurm.sbatch"), listed[1][1]]
+    slurm |= {"SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", str(ROOT / "scripts/slurm.sbatch"), arrays[2][2]]
     ran = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=True).stdout.splitlines()
-    second = Path(listed[1][1]).read_text().splitlines()[1].split()
-    assert ran[ran.index("finetune.py") :] == [*second, "--resume", "auto"]
+    assert ran[ran.index("finetune.py") :] == [*Path(arrays[2][2]).read_text().split(), "--resume", "auto"]
+    slurm["SLURM_ARRAY_TASK_ID"] = "2"
+    ended = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "finetune.txt has no line 2" in ended.stderr
+
+
+def test_the_numbers_of_a_slurm_list_stay_when_some_have_finished(tiny, uninterrupted, tmp_path, capsys):
+    (tmp_path / "pretrain/mfm").mkdir(parents=True)
+    shutil.copytree(uninterrupted / "pretrain/mfm/p0", tmp_path / "pretrain/mfm/p0")
+    more = tmp_path / "more.yaml"
+    more.write_text(tiny.read_text().replace("pretrainings:", "  pretrain_seeds: [0, 1]\npretrainings:", 1))
+    assert study.main([str(more), "--output-dir", str(tmp_path), "--print-commands"]) == 0
+    assert "--array=2 scripts/slurm.sbatch" in capsys.readouterr().out
+    assert (tmp_path / "pretrain.txt").read_text().count("pretrain.py") == 2
+
+
+def test_the_csv_and_configs_of_a_study_give_its_table_again(uninterrupted):
+    arms = read_arms([uninterrupted / "results.csv"])
+    folders = read_arms([uninterrupted / "finetune/mfm", uninterrupted / "finetune/scratch"])
+    ours, theirs = (summarize(one, ["scratch"], ["pretraining"], None) for one in (arms, folders))
+    assert ours == theirs and ours["32"]["comparisons"][0]["warning"] == ""
 
 
 def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_path):

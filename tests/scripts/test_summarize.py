@@ -16,6 +16,7 @@ from scipy import stats
 from configs.schema import FinetuneConfig, PretrainConfig
 from scripts import summarize
 from scripts.statistics_of_runs import compare, detectable, holm, levels, power, units_needed
+from tests.launch import ROOT
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.errors import UserError
 
@@ -146,7 +147,9 @@ def test_degenerate_data_gets_an_answer_or_a_sentence(name, tmp_path, capsys):
     [
         ("arm,top1\na,3\n", "must have a row and the columns arm,pretrain_seed"),
         (HEADER, "must have a row"),
-        (HEADER + "a,0,0,32,much\n", "line 2: could not convert"),
+        (HEADER + "a,0,0,32,much\n", "line 2: must have 5 cells, top1 a number .could not convert"),
+        (HEADER + "a,0,0\n", "line 2: must have 5 cells"),
+        (HEADER + "a,0,0,,5\n", "line 2: arm, finetune_seed and val_resize_size must not be empty"),
         (HEADER + "a,0,0,32,nan\n", "line 2: .*percentage from 0 to 100"),
         (HEADER + "a,0,0,32,5\na,0,0,32,6\n", "line 3: .*second result of arm a, pretrain_seed 0, finetune_seed 0"),
         (HEADER + "a,0,0,32,5\na,,1,32,6\n", "line 3: .*with and without a pretrain_seed"),
@@ -306,6 +309,33 @@ def test_with_several_baselines_an_arm_meets_the_one_it_is_comparable_to(tmp_pat
     assert not any(row["warning"] for row in rows)
 
 
+def test_an_arm_that_suits_no_baseline_is_marked_and_not_left_out(tmp_path, capsys):
+    ce = ["loss.name=ce"]
+    odd = ["optimizer.learning_rate=0.5"]
+    study(tmp_path, {"scratch_bce": ([], []), "scratch_ce": (ce, []), "mfm_bce": (odd, MFM)})
+    words = ["--baseline", "scratch_bce", "scratch_ce", "--factor", "pretraining", "loss.name"]
+    rows = summary_of(capsys, tmp_path, *words)["235"]["comparisons"]
+    marked = {
+        (row["arm"], row["baseline"]) for row in rows if row["warning"].startswith("more than the studied factor")
+    }
+    assert marked == {("mfm_bce", "scratch_bce"), ("mfm_bce", "scratch_ce")} and len(rows) == 3
+
+
+def test_runs_of_one_arm_that_differ_are_noted_without_any_comparison(tmp_path, capsys):
+    for seed, commit in enumerate(("aaa", "bbb")):
+        words = [f"run.seed={seed}", f"optimizer.weight_decay=0.0{seed + 1}"]
+        finished(tmp_path / f"arm/f{seed}", words, top1=[70 + seed], provenance={"commit": commit, "world_size": "1"})
+    notes = summary_of(capsys, tmp_path)["235"]["arms"]["arm"]["notes"]
+    assert "its runs differ in git commit: aaa | bbb" in notes
+    assert "its runs differ in optimizer.weight_decay: 0.01 | 0.02" in notes
+
+
+def test_runs_of_two_recipes_in_folders_of_one_name_are_two_arms(tmp_path, capsys):
+    for seed, (place, loss) in enumerate((("x", "bce"), ("y", "ce"))):
+        finished(tmp_path / place / "run", [f"run.seed={seed}", f"loss.name={loss}"], top1=[70])
+    assert set(summary_of(capsys, tmp_path)["235"]["arms"]) == {"run", str(tmp_path / "y/run")}
+
+
 def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="--baseline nobody: no such arm; there are: mfm"):
         summarize.main([str(PUBLISHED), "--baseline", "nobody"])
@@ -313,3 +343,14 @@ def test_errors_name_what_is_wrong(tmp_path):
         summarize.main([str(PUBLISHED), "--difference", "-1"])
     with pytest.raises(UserError, match=r"no result\.json of a finetuning"):
         summarize.main([str(tmp_path)])
+
+
+def test_the_readmes_study_table_is_what_its_scores_and_configs_give(capsys):
+    words = ["--baseline", "scratch_bce", "scratch_ce", "--factor", "pretraining", "loss.name"]
+    summarize.main([str(ROOT / "scripts/results/sample_loss_by_init/results.csv"), *words])
+    told = capsys.readouterr().out
+    tables = [told.partition("**")[0], told.partition("at 34**")[2].partition("| comparison")[2].partition("\n\n")[0]]
+    lines = [line for table in tables for line in table.splitlines() if line]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(lines) == 11 and all(line in readme for line in lines)
+    assert all(line.endswith("| yes |") for line in lines[-3:])
