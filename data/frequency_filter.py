@@ -1,9 +1,14 @@
-"""Removing low or high frequencies of an image (arXiv 2206.07706, section 3.2)."""
+"""Removing low or high frequencies of an image (arXiv 2206.07706, section 3.2).
+
+The low disk is small: 793 of 50,176 bins at radius 16. So it is taken by products with two thin matrices of cosines
+and sines, which is the same projection as a transform, a mask and a transform back, several times faster on a CPU, and
+needs no memory beside its result. High-pass is the image minus low-pass.
+"""
 
 import torch
 
-from utils.precision import full_precision
-from utils.spectrum import kept_when_low
+from utils.precision import exact_float32, full_precision
+from utils.spectrum import kept_when_low, real_basis
 
 
 class FrequencyFilter:
@@ -41,12 +46,24 @@ class FrequencyFilter:
             shapes = f"{tuple(images.shape)} and {tuple(keep_low.shape)}"
             raise ValueError(f"images and keep_low have shapes {shapes}: must be (B, C, H, W) and (B,)")
         height, width = images.shape[-2:]
-        low_bins = kept_when_low(height, width, self.radius, self.outer_radius, images.device)
-        with torch.autocast(images.device.type, enabled=False):
+        kept_when_low(height, width, self.radius, self.outer_radius, images.device)  # refuses an empty side
+        with torch.autocast(images.device.type, enabled=False), exact_float32():
             images = full_precision(images)
-            spectrum = torch.fft.rfft2(images, norm="ortho")
-            low = torch.fft.irfft2(spectrum * low_bins, s=(height, width), norm="ortho")
-            filtered = torch.where(keep_low[:, None, None, None], low, images - low)  # low + high = image
+            rows, columns, inside = self.basis(height, width, images.device, images.dtype)
+            sign = torch.where(keep_low == (self.outer_radius is None), 1, -1)[:, None, None, None]
+            components = (rows @ images @ columns.T) * inside * sign  # (B, C, K, L)
+            # One side is spanned by the basis; the other is what it leaves of the image.
+            filtered = rows.T @ components @ columns
+            filtered.addcmul_(images, (sign < 0).to(images.dtype))
             if self.output == "abs":
-                filtered = filtered.abs()
-            return filtered if self.clamp is None else filtered.clamp(*self.clamp)
+                filtered.abs_()
+            return filtered if self.clamp is None else filtered.clamp_(*self.clamp)
+
+    def basis(self, height, width, device, dtype):
+        """Of the disk, or of the ring if there is one: rows (K, H), columns (L, W), and which products count (K, L)."""
+        outside = self.radius if self.outer_radius is None else self.outer_radius
+        rows, u = real_basis(height, outside, device, dtype)
+        columns, v = real_basis(width, outside, device, dtype)
+        squared = u[:, None] ** 2 + v**2
+        inside = squared < outside**2
+        return rows, columns, inside if self.outer_radius is None else inside & (squared >= self.radius**2)

@@ -7,6 +7,8 @@ import torch
 from utils.precision import full_precision
 from utils.spectrum import column_weight, kept_when_low
 
+VALUES_AT_ONCE = {"cpu": 2**20}  # of the difference, so that a core's share of a cache holds them; elsewhere 2**24
+
 
 class MaskedFrequencyLoss:
     """Mean over removed bins of (|F(predicted) − F(target)|² + eps)^(gamma/2), F the orthonormal 2-D DFT.
@@ -50,11 +52,10 @@ class MaskedFrequencyLoss:
         if predicted.dim() != 4 or predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
             shapes = f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(keep_low.shape)}"
             raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
+        if_low, if_high = counted_bins(*predicted.shape[-2:], *self.side, predicted.device)
+        count = torch.where(keep_low, if_low.sum(), if_high.sum()).to(full_precision(predicted).dtype)
         with torch.autocast(predicted.device.type, enabled=False):
-            difference = full_precision(predicted) - full_precision(target)  # F is linear: one transform, not two
-            if_low, if_high = counted_bins(*predicted.shape[-2:], *self.side, predicted.device)
-            weight = torch.where(keep_low[:, None, None], if_low, if_high).to(difference.dtype)  # (B, U, V)
-            total, count = SpectralDistance.apply(difference, weight, self.gamma, self.eps), weight.sum((1, 2))
+            total = SpectralDistance.apply(predicted, target, keep_low, if_low, if_high, self.gamma, self.eps)
             return total / (count * predicted.shape[1]), count
 
     def reduce(self, errors: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
@@ -71,30 +72,41 @@ def counted_bins(height, width, radius, outer_radius, scope, device) -> tuple[to
 
 
 class SpectralDistance(torch.autograd.Function):
-    """Per image, the sum over channels and bins of weight · (|F(x)|² + eps)^(gamma/2) on the half spectrum.
+    """Per image, the sum over channels and counted bins of (|F(predicted) − F(target)|² + eps)^(gamma/2).
 
-    The gradient is one inverse half transform, irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ), w the weight of a
-    bin of the *full* spectrum: the inverse transform supplies the mirrored half, so `weight` loses its doubling.
+    F is linear, so one half transform of the difference does; and the gradient is one inverse half transform,
+    irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ), w the weight of a bin of the *full* spectrum: the inverse
+    supplies the mirrored half, so the doubling of `if_low` and `if_high` is taken out. It works on a few images at a
+    time: what lies between the two transforms then stays in a CPU's cache, and no batch of it is ever held.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, gamma, eps):
-        """x (B, C, H, W), weight (B, U, V) with doubled columns counted -> (B,)."""
-        height, width = x.shape[-2:]
-        spectrum = torch.fft.rfft2(x, norm="ortho")
-        power = torch.view_as_real(spectrum).square().sum(-1).add_(eps)
-        weight = weight[:, None]
-        total = (power.pow(gamma / 2) * weight).sum((1, 2, 3))
-        single = weight / column_weight(width, x.device).to(weight.dtype)
-        spectrum *= power.pow_(gamma / 2 - 1).mul_(single * gamma)
-        ctx.save_for_backward(torch.fft.irfft2(spectrum, s=(height, width), norm="ortho"))
-        return total
+    def forward(ctx, predicted, target, keep_low, if_low, if_high, gamma, eps):
+        """predicted, target (B, C, H, W), keep_low (B,), if_low and if_high (U, V) -> (B,)."""
+        height, width = predicted.shape[-2:]
+        doubling, dtype = column_weight(width, predicted.device), full_precision(predicted).dtype
+        gradient = predicted.new_empty(predicted.shape, dtype=dtype) if ctx.needs_input_grad[0] else None
+        images = max(1, VALUES_AT_ONCE.get(predicted.device.type, 2**24) // predicted[0].numel())
+        totals = []
+        for start in range(0, len(predicted), images):
+            part = slice(start, start + images)
+            difference = full_precision(predicted[part]) - full_precision(target[part])
+            spectrum = torch.fft.rfft2(difference, norm="ortho")
+            power = torch.view_as_real(spectrum).square().sum(-1).add_(eps)
+            distance = power.pow(gamma / 2)
+            weight = torch.where(keep_low[part, None, None, None], if_low, if_high)  # (b, 1, U, V) float64
+            totals.append((distance * weight.to(dtype)).sum((1, 2, 3)))
+            if gradient is not None:
+                spectrum *= distance.div_(power).mul_((weight * gamma / doubling).to(dtype))
+                gradient[part] = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        ctx.save_for_backward(gradient)
+        return torch.cat(totals)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total):
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total[:, None, None, None], None, None, None
+        return gradient * grad_total[:, None, None, None], *[None] * 6
 
 
 def grayscale(images: torch.Tensor) -> torch.Tensor:

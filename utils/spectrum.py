@@ -1,6 +1,7 @@
-"""Geometry of the half spectrum that torch.fft.rfft2 returns: integer frequencies in natural order, no shift."""
+"""Geometry of spectra: the half that torch.fft.rfft2 returns, in natural order without shift, and real bases."""
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -33,3 +34,18 @@ def column_weight(width: int, device: torch.device) -> torch.Tensor:
     weight = np.full(width // 2 + 1, 2.0)
     weight[[0] if width % 2 else [0, -1]] = 1.0
     return torch.from_numpy(weight).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def real_basis(size: int, radius: float, device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal cosines and sines of the frequencies below radius: (K, size), and their frequencies (K,).
+
+    K is below 2 · radius. With `basis` of rows and of columns, `rows @ image @ columns.T` are the image's components,
+    and u² + v² of the basis vectors says on which side of a circle a component is, since |u|, |v| alone decide.
+    """
+    frequencies = torch.arange(min(math.ceil(radius), size // 2 + 1), dtype=torch.float64)
+    angles = 2 * math.pi / size * frequencies[:, None] * torch.arange(size)
+    alone = (frequencies == 0) | (2 * frequencies == size)  # have no sine, and a cosine of twice the energy
+    scale = ((2 - alone.double()) / size).sqrt()[:, None]
+    basis = torch.cat([scale * angles.cos(), (scale * angles.sin())[~alone]])
+    return basis.to(device, dtype), torch.cat([frequencies, frequencies[~alone]]).to(device)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from data.frequency_filter import FrequencyFilter
 from tests import reference
+from utils.precision import set_tf32
 
 QUARTERS = st.integers(1, 60).map(lambda n: n / 4)  # a quarter is never a rounded square root
 MIXED = torch.tensor([True, False, False])
@@ -115,3 +116,22 @@ def test_bad_arguments_are_named(arguments, named):
 def test_unlike_shapes_are_refused(shape, batch):
     with pytest.raises(ValueError, match=str(batch)):
         FrequencyFilter(2)(torch.zeros(shape), torch.ones(batch, dtype=torch.bool))
+
+
+def test_products_keep_full_precision_where_training_lowers_it(monkeypatch):
+    """TF32 has 10 bits: on a GPU the filter would be wrong by a thousandth."""
+    asked = []
+    matmul = torch.Tensor.__matmul__
+
+    def noting(one, other):
+        asked.append(torch.get_float32_matmul_precision())
+        return matmul(one, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noting)
+    set_tf32(True)
+    try:
+        FrequencyFilter(2)(torch.rand(2, 3, 8, 8), torch.tensor([True, False]))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        set_tf32(False)
+    assert set(asked) == {"highest"}
