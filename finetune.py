@@ -44,8 +44,9 @@ def main(argv: list[str]) -> int:
     if config.run.eval_only:
         return evaluate_checkpoint(config)
     run = open_run(config)
-    folder = ImageFolder(str(Path(config.data.data_path) / "train"), None, config.data.holdout_fraction)
-    held_out = images_to_select_on(config, folder.classes, config.data.holdout_fraction)
+    where, holdout = str(Path(config.data.data_path) / "train"), config.data.holdout_fraction
+    folder = run.world.in_turn(lambda: ImageFolder(where, None, holdout))
+    held_out = images_to_select_on(config, folder.classes, holdout)
     val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
     t = config.train
     cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)

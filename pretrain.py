@@ -37,7 +37,8 @@ from utils.spectrum import kept_when_low
 def main(argv: list[str]) -> int:
     config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
     run = open_run(config)
-    folder = ImageFolder(str(Path(config.data.data_path) / "train"), None, config.data.holdout_fraction)
+    where, holdout = str(Path(config.data.data_path) / "train"), config.data.holdout_fraction
+    folder = run.world.in_turn(lambda: ImageFolder(where, None, holdout))
     t = config.train
     cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
     plan = BatchPlan.make(len(folder), *cut)

@@ -5,9 +5,8 @@ import os
 
 import numpy as np
 
+from data.index import EXTENSIONS, image_files
 from utils.errors import UserError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 class ImageFolder:
@@ -37,26 +36,26 @@ class ImageFolder:
                 f"{root}: its class folders are not those of the training set or checkpoint: "
                 f"missing {some(missing)}; unexpected {some(extra)}; make the folders agree"
             )
-        names, numbers = [], []
-        for name in self.classes:
-            there = image_files(root, name)
-            files = [file for file in there if is_held_out(file, holdout_fraction) == held_out]
-            if not there:
+        kept, numbers = [], []
+        for name, listed in zip(self.classes, image_files(root, self.classes), strict=True):
+            if not listed:
                 kinds = " ".join(EXTENSIONS)
                 raise UserError(f"{os.path.join(root, name)}: this class has no image ({kinds}); add some or remove it")
-            if not files and not held_out:
+            if holdout_fraction or held_out:
+                files = listed.split(b"\0")
+                listed = b"\0".join(file for file in files if is_held_out(file, holdout_fraction) == held_out)
+            if not listed and not held_out:
                 raise UserError(
                     f"data.holdout_fraction = {holdout_fraction}: holds out every image of "
-                    f"{os.path.join(root, name)} ({len(there)}): lower it, or add images"
+                    f"{os.path.join(root, name)} ({len(files)}): lower it, or add images"
                 )
-            names += files
-            numbers.append(len(files))
-        if not names:
+            numbers.append(listed.count(b"\0") + 1 if listed else 0)
+            kept += [listed] if listed else []
+        if not kept:
             raise UserError(f"data.holdout_fraction = {holdout_fraction}: holds out no image of {root}; raise it")
         self.labels = np.repeat(np.arange(len(self.classes), dtype=np.int32), numbers)
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._names = np.frombuffer(b"\0".join(kept), dtype=np.uint8)
+        self._ends = np.append(np.flatnonzero(self._names == 0), len(self._names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,14 +63,14 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """A hash of class order and relative paths, not of pixels: another one means another data set or split."""
         text = "\0".join(self.classes).encode(errors="surrogateescape")
-        return hashlib.sha256(text + self._ends.tobytes() + self._names.tobytes()).hexdigest()[:12]
+        return hashlib.sha256(text + b"\0\0" + self._names.tobytes()).hexdigest()[:12]
 
     def path(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
+        start = self._ends[index - 1] + 1 if index else 0
         return os.path.join(self.root, os.fsdecode(self._names[start : self._ends[index]].tobytes()))
 
 
-def is_held_out(path: str, fraction: float) -> bool:
+def is_held_out(path: str | bytes, fraction: float) -> bool:
     """By a hash of the relative path alone: other files change nothing, and a larger fraction adds to a smaller."""
     if not fraction:
         return False
@@ -88,16 +87,6 @@ def class_folders(root: str) -> list[str]:
     if not found:
         raise UserError(f"{root}: has no class folders; images belong into {os.path.join(root, '<class>')}/")
     return found
-
-
-def image_files(root: str, name: str) -> list[str]:
-    """Paths of a class's images relative to root, sorted."""
-    found = []
-    for folder, _, files in os.walk(os.path.join(root, name), followlinks=True):
-        inside = os.path.relpath(folder, root)
-        # Hidden files: `._x.JPEG`, which some archives carry, is no image.
-        found += [os.path.join(inside, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
-    return sorted(found)
 
 
 def some(names: list[str]) -> str:

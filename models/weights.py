@@ -54,7 +54,7 @@ def hub_file(path: str, name: str, world: World) -> str:
         except Exception as error:  # of the network, the disk or the checksum
             raise UserError(f"{path}: cannot download {url} ({error}); put it at {file} yourself") from error
 
-    world.once_a_machine(lambda: os.path.exists(file) or download())
+    world.in_turn(lambda: os.path.exists(file) or download())
     return file
 
 

@@ -398,9 +398,15 @@ def test_torchvision_weights_that_cannot_be_had_are_told(hub):
 
 @pytest.mark.parametrize("local_rank, downloads", [(0, 1), (1, 0)])
 def test_one_rank_of_a_machine_downloads_and_the_others_wait(local_rank, downloads, hub, monkeypatch):
-    waited = []
+    there = [len(hub.downloads)]
+
+    def wait(_world, _tensor):
+        there.append(len(hub.downloads))
+        (hub.folder / "resnet18-f37072fd.pth").touch()  # as the first rank leaves it
+
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setattr(World, "sum", lambda world, tensor: waited.append(len(hub.downloads)))
+    monkeypatch.setattr(World, "sum", wait)
     hub.source = {}
+    hub.folder.mkdir(parents=True, exist_ok=True)
     hub_file("torchvision:IMAGENET1K_V1", "resnet18", World(5, 8, 2, torch.device("cpu")))
-    assert waited == [downloads] and len(hub.downloads) == downloads
+    assert there == [0, downloads] and len(hub.downloads) == downloads
