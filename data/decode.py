@@ -18,7 +18,8 @@ def decode_image(path: str) -> torch.Tensor:
     Raises: UserError naming a file that is missing, holds no image, or claims more than 179 million pixels.
     """
     try:
-        encoded = np.fromfile(path, dtype=np.uint8)
+        with open(path, "rb", buffering=0) as file:
+            encoded = np.frombuffer(bytearray(file.read()), dtype=np.uint8)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); was it moved or removed?") from error
     refuse_bomb(path, encoded)

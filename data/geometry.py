@@ -18,13 +18,24 @@ def train_transform(
         rand_augment: operations, magnitude, number of magnitudes; 0 operations turn it off.
     """
     steps = [
-        v2.RandomResizedCrop(crop_size, crop_ratio, aspect_ratio, InterpolationMode(interpolation), antialias=True),
+        RandomResizedCrop(crop_size, crop_ratio, aspect_ratio, InterpolationMode(interpolation), antialias=True),
         v2.RandomHorizontalFlip(flip_probability),
     ]
     operations, magnitude, magnitudes = rand_augment
     if operations:
         steps.append(v2.RandAugment(operations, magnitude, magnitudes))
     return v2.Compose(steps)
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """torchvision's, pixel for pixel, but the crop is copied to memory of its own first.
+
+    A decoded image is HWC in memory; torch resizes that fast as a whole, and a window of it by a slower way.
+    """
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, int]) -> torch.Tensor:
+        crop = v2.functional.crop(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return v2.functional.resize(crop, self.size, interpolation=self.interpolation, antialias=self.antialias)
 
 
 def evaluation_crops(

@@ -60,7 +60,7 @@ def evaluate(
             counts[view, 0] += len(labels)
             counts[view, 1] += right[:, 0].sum()
             counts[view, 2] += right.sum()
-            losses[view] += F.cross_entropy(logits, labels, reduction="sum")
+            losses[view] += F.cross_entropy(logits.double(), labels, reduction="sum")
             if mistakes and view == 0:
                 mistakes.add(logits, labels)
     rows = zip(names, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True)

@@ -45,13 +45,14 @@ def train(
     Returns: completed steps of the run, and whether a stop request ended it, with a checkpoint.
     Raises: UserError if loss or gradient is not finite, on all ranks together, at the next log line.
     """
+    copies = torch.cuda.Stream(run.world.device) if run.world.device.type == "cuda" else None
     with StopRequest() as stop:
         for step in steps:
             began = time.monotonic()
             batches = [next(micro_batches) for _ in range(plan.accumulation)]
             waited = time.monotonic() - began
             told = [text for batch in batches for text in batch.pop() if text]
-            batches = [[tensor.to(run.world.device, non_blocking=True) for tensor in batch] for batch in batches]
+            batches = on_device(batches, run.world.device, copies)
             metrics = training_step(state, step, learning_rate_of(step), batches, loss_of)
             done = step + 1
             # Two numbers through the CPU: no device is waited for.
@@ -70,6 +71,18 @@ def train(
                 log.say(f"stopped on request after step {done} of {plan.total_steps}; continue with --resume auto")
                 return done, True
     return steps.stop, False
+
+
+def on_device(batches: list, device: torch.device, copies) -> list:
+    """Micro-batches on the device; on a GPU their copies, in a stream of their own, go beside the step before."""
+    with torch.cuda.stream(copies):
+        there = [[tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches]
+    if copies:
+        work = torch.cuda.current_stream(device)
+        work.wait_stream(copies)
+        for tensor in itertools.chain(*there):
+            tensor.record_stream(work)  # its memory is free for another copy only when the step has used it
+    return there
 
 
 def refuse_bad_numbers(state: TrainingState, plan, run: Run) -> None:

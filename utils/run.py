@@ -153,7 +153,8 @@ def comparable(config, keys: tuple[str, ...]) -> dict[str, float | str]:
 
 
 def open_log(config, run: Run, completed: int, total_steps: int, what: str) -> RunLog:
-    log = RunLog(run.output, run.world, config.logging.every_steps, completed, total_steps, config.train.batch_size)
+    every, batch = config.logging.every_steps, config.train.batch_size
+    log = RunLog(run.output, run.world, every, completed, total_steps, batch, run.loading[0])
     ranks = f"{run.world.size} rank{'s' if run.world.size > 1 else ''} on {run.world.device.type}"
     log.say(
         f"{what}; {total_steps} steps of {config.train.batch_size} images, {ranks}, {run.dtype}".replace("torch.", "")

@@ -19,6 +19,8 @@ from utils.checkpoint import first_line, write_atomically
 from utils.distributed import World
 from utils.training import Metrics
 
+LONGEST_WAIT = 0.02  # share of a step's time
+
 try:
     from tqdm import tqdm
 except ImportError:  # optional: plain lines without it
@@ -31,12 +33,15 @@ class RunLog:
     Args:
         folder: where log.jsonl and the TensorBoard events go.
         first_step: completed steps so far; later lines of an earlier attempt are dropped.
+        workers: loader processes of a rank; from the second line on they are told to be too few where they are.
     """
 
     def __init__(
-        self, folder: Path, world: World, every_steps: int, first_step: int, total_steps: int, batch_size: int
-    ):
+        self, folder: Path, world: World, every_steps: int, first_step: int, total_steps: int, batch_size: int,
+        workers: int = 0,
+    ):  # fmt: skip
         self.world, self.every_steps, self.total_steps, self.batch_size = world, every_steps, total_steps, batch_size
+        self.workers, self.settled = workers, False
         self.path, self.last_line, self.unwritten = folder / "log.jsonl", {}, ""
         self.writer = self.bar = None
         if world.rank == 0:
@@ -62,23 +67,27 @@ class RunLog:
             self.bar.update()
         if not self.due(step):
             return
-        sums = torch.stack([torch.stack(pair).double() for pair in metrics.values()])
+        sums = [torch.stack(pair).double() for pair in metrics.values()]
+        sums.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=sums[0].device))
+        *found, (waited, ranks) = self.world.sum(torch.stack(sums)).tolist()
         values = {
             name: total / count
-            for name, (total, count) in zip(metrics, self.world.sum(sums).tolist(), strict=True)
+            for name, (total, count) in zip(metrics, found, strict=True)
             if count  # no image of this filter kind in the batch: nothing to say
         }
         seconds = max(time.monotonic() - self.since, 1e-9)
+        share = min(waited / ranks / seconds, 0.999)
         line = {"step": step + 1, "epoch": epoch, **values, "learning_rate": learning_rate}
         line |= {
             "images_per_second": self.steps * self.batch_size / seconds,
-            "data_wait_share": self.waited / seconds,
+            "data_wait_share": share,
+            "workers_needed": workers_needed(self.workers, share) if self.settled else self.workers,
             "peak_memory_gb": peak_memory(self.world.device),
             "time": time.time(),
         }
         self.last_line = line
         self.write(line, eta=seconds / self.steps * (self.total_steps - step - 1))
-        self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
+        self.since, self.steps, self.waited, self.settled = time.monotonic(), 0, 0.0, True
 
     def write(self, line: dict, eta: float) -> None:
         if self.world.rank != 0:
@@ -88,6 +97,8 @@ class RunLog:
         self.show("scalar", plotted, line["step"])
         shown = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}
         text = "  ".join(f"{name} {line[name]:{style}}" for name, style in shown.items())
+        if line["workers_needed"] > self.workers:
+            text += f" (data.workers {self.workers}: {line['workers_needed']}, on as many cores a rank, would keep up)"
         if self.bar:
             self.bar.set_postfix_str(text)
         else:
@@ -168,6 +179,17 @@ class RunLog:
             self.bar.close()
         if self.unwritten:
             raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
+
+
+def workers_needed(workers: int, wait_share: float) -> int:
+    """Loader processes with which a step would not wait: those there are, if it waits at most 2 % of its time.
+
+    While a step waits, `workers` make images as fast as they can; without waiting it takes 1 / (1 − wait_share) times
+    as many. With none, the step's own process spends that share on them.
+    """
+    if wait_share <= LONGEST_WAIT:
+        return workers
+    return math.ceil((workers or wait_share) / (1 - wait_share))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 
 from data.geometry import evaluation_crops, train_transform
 from utils.seeding import keyed_torch
@@ -43,6 +43,20 @@ def test_evaluation_agrees_with_pillow(height, width, resize_size, crop_size, in
     assert crops.shape == (1, 3, crop_size, crop_size)
     assert crops.dtype == torch.uint8
     assert_close(crops[0], expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("as_decoded", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_crops_are_those_of_torchvision_pixel_for_pixel(seed, as_decoded, interpolation):
+    image, mode = photo(120 + 7 * seed, 150), InterpolationMode(interpolation)
+    if as_decoded:  # HWC in memory
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    theirs = v2.RandomResizedCrop(64, (0.1, 1.0), (0.75, 4 / 3), mode, antialias=True)
+    with keyed_torch(seed, "crop"):
+        expected = theirs(image)
+    with keyed_torch(seed, "crop"):
+        assert torch.equal(train_transform(64, (0.1, 1.0), (0.75, 4 / 3), 0.0, interpolation)(image), expected)
 
 
 def test_several_sizes_are_each_as_alone():

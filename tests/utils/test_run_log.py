@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.distributed import World
-from utils.run_log import RunLog
+from utils.run_log import RunLog, workers_needed
 
-TIMES = {"images_per_second", "data_wait_share", "peak_memory_gb", "time"}
+TIMES = {"images_per_second", "data_wait_share", "workers_needed", "peak_memory_gb", "time"}
 
 
-def run_log(folder, every=2, first=0, total=9, rank=0):
+def run_log(folder, every=2, first=0, total=9, rank=0, workers=0):
     folder.mkdir(exist_ok=True)
-    return RunLog(folder, World(rank, 1, 1, torch.device("cpu")), every, first, total, batch_size=16)
+    return RunLog(folder, World(rank, 1, 1, torch.device("cpu")), every, first, total, 16, workers)
 
 
 def metrics(step):
@@ -91,6 +93,33 @@ def test_throughput_counts_all_steps_since_the_last_line(tmp_path, monkeypatch):
     log.close()
     assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 4
     assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 4
+
+
+@pytest.mark.parametrize(
+    ("workers", "waited", "needed"),
+    [(3, 0.5, 4), (3, 1.0, 6), (16, 1.9, 320), (3, 0.04, 3), (3, 0.05, 4), (0, 0.5, 1), (0, 1.5, 3), (8, 0.0, 8)],
+)
+def test_too_few_workers_are_told_with_how_many_would_do(tmp_path, monkeypatch, capsys, workers, waited, needed):
+    """Steps of 2 s. Of w workers that are waited for during a share s of it, w / (1 - s) would have kept up."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = run_log(tmp_path, workers=workers, total=4)
+    for step in range(4):
+        now[0] += 2.0
+        log.step(step, 0, 0.1, metrics(step), waited)
+    log.close()
+    first, second = lines(tmp_path)
+    assert (first["workers_needed"], second["workers_needed"]) == (workers, needed)  # the start is slow anyway
+    told = f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)"
+    assert capsys.readouterr().out.count(told) == (needed > workers)
+
+
+@given(st.integers(1, 64), st.floats(0.021, 0.99))
+def test_that_many_workers_do_keep_up_and_one_less_would_not(workers, share):
+    """A worker makes a batch in `workers` seconds, so that all make one a second; a step without waiting is shorter."""
+    step = 1 - share
+    assert workers / workers_needed(workers, share) <= step * (1 + 1e-9)
+    assert workers / (workers_needed(workers, share) - 1) > step * (1 - 1e-9) or workers_needed(workers, share) == 1
 
 
 def test_console_says_the_same(tmp_path, capsys):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from configs.schema import PretrainConfig
+from models.resnet import masked_frequency_model
+from pretrain import pretraining_loss
+from tests.launch import ROOT
+from utils.config import parse_command_line
 from utils.distributed import World
 from utils.training import OVERFLOWS_IN_A_ROW, TrainingState, adamw, training_step
 
@@ -442,3 +448,34 @@ def test_finite_gradients_whose_norm_overflows_leave_no_trace_in_float16():
     take(state, [2], dtype=torch.float32, how=steep)
     assert all(parameter.grad.isnan().all() for parameter in state.model.parameters())  # as announced
     assert_identical(before, tensors(state))
+
+
+class Reads(TorchDispatchMode):
+    """Notes every operation that hands a value of a tensor to Python, for which a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"):
+            self.noted.append(operation._schema.name)
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_step_waits_for_the_device(precision, monkeypatch):
+    """The pretraining step, filter and loss included, and what comes after it; reading `health` does wait."""
+    config = parse_command_line(PretrainConfig, ["--config", str(ROOT / "configs/sample_pretrain.yaml")], "")
+    model = masked_frequency_model("resnet18", 1)
+    state = make_state(model, precision, clip_grad_norm=3.0, ema_decay=0.9)
+    loss_of, keep_low = pretraining_loss(config, torch.device("cpu")), torch.tensor([True, False])
+    batches = [(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), keep_low) for _ in range(2)]
+    with Reads() as reads:
+        for name in ("tolist", "numpy", "cpu"):  # of a CPU's tensor these read memory without an operation
+            monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name: reads.noted.append(name) or [0] * 5)
+        for step in range(2):
+            training_step(state, step, 0.1, batches, loss_of)
+        assert reads.noted == []
+        state.first_bad_step()
+    assert reads.noted == ["tolist"]
