@@ -79,7 +79,7 @@ def plan(arguments: argparse.Namespace) -> dict:
 def as_markdown(found: dict) -> str:
     text = "| recipe | GPU | one: images/s | cores | MB/s | hours on 1 | 8 | 64 | 512 | Gbit/s |\n|" + "---|" * 10
     for row in found["rows"]:
-        of, form = row["of"][::3], "{hours:,.1f} ({images_per_second:,.0f}/s)"
+        of, form = row["of"][::3], "{hours:,.2f} ({images_per_second:,.0f}/s)"
         one = "{images_per_second:,.0f} {label} | {loader_cores:.1f} | {read_mb_per_second:,.0f}".format(**of[0])
         cells = [form.format(**told) + "†" * bool(told["outside"]) if "hours" in told else "–" for told in of]
         text += f"\n| {row['recipe']} | {row['gpu']} | {one} | {' | '.join(cells)} | {of[2].get('least_gbit', 0):.0f} |"
