@@ -1,14 +1,21 @@
-"""What things cost on this machine.
+"""How fast each part is, beside what the public codes do, on this machine in the same run.
 
-python scripts/benchmark.py pictures                                  # the sample's recipe: ResNet-50 at 64 pixels
-python scripts/benchmark.py pictures --config configs/pretrain_resnet50.yaml --batch 64 --json pictures.json
+python scripts/benchmark.py input --json input.json          # input, filter-loss, step, eval, startup: ours and theirs
+python scripts/benchmark.py step --profile trace.json        # and a trace for chrome://tracing or perfetto.dev
+python scripts/benchmark.py plan                             # what training would cost on 1 to 512 GPUs
+python scripts/benchmark.py pictures                         # what pictures in TensorBoard cost
+
+The two sides live in two processes, set up as in their own runs, and take turns: which one goes first alternates, and
+a ratio is of two neighbours. `--help` after a command tells its settings.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,87 +23,241 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import Logging, PretrainConfig
 from data.folder import ImageFolder
 from models.resnet import masked_frequency_model
 from pretrain import pictures_of, pretraining_loss
+from scripts import contestants, plan
+from scripts.side_by_side import WARM_UP, against, spread, synchronize
 from utils.config import parse_command_line
 from utils.distributed import run_entry
 from utils.run import build_state, open_log, open_run, provenance, resolved
 from utils.training import training_step
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, fastest and slowest, in ms."""
-    found = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
-    return {f"{name}_ms": round(1000 * value, 2) for name, value in found.items()}
+def photographs(settings: dict, folder: str) -> dict:
+    """Settings with a data_path: the one given, or photographs made in `folder`."""
+    if settings["data_path"] is None:
+        from scripts.photographs import make_photographs  # of a package that is there for tests
+
+        settings["data_path"] = str(make_photographs(Path(folder, "photographs"), 400))
+    files = [path for path in Path(settings["data_path"]).rglob("*") if path.is_file()]
+    return settings | {"mean_kb": round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)}
 
 
-def timed(task, times: int, device: torch.device) -> dict[str, float]:
-    """`spread` of so many calls after two to warm up, the device waited for each time."""
-    seconds = []
-    for turn in range(times + 2):
-        began = time.perf_counter()
-        task()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds += [time.perf_counter() - began] if turn > 1 else []
-    return spread(seconds)
-
-
-def pictures(arguments: argparse.Namespace) -> dict:
-    """One event of `logging.pictures_every_steps`, and its share of the time of a training step of the same model.
-
-    The step has `--batch` images, random ones without a loader; with the recipe's whole batch a step takes longer, and
-    the share is smaller.
-    """
-    words = ["--config", arguments.config, f"run.device={arguments.device}", *arguments.overrides]
-    with tempfile.TemporaryDirectory() as folder:
-        config = parse_command_line(PretrainConfig, [*words, "--output-dir", folder], "")
-        config = replace(config, logging=replace(config.logging, pictures_every_steps=1))
-        run = open_run(config)
-        config = resolved(config, arguments.batch, run.dtype)
-        size, device = config.data.train_crop_size, run.world.device
-        model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
-        state, log = build_state(config, run, model), open_log(config, run, 0, 10**9, "benchmark")
-        images = torch.randint(0, 256, (arguments.batch, 3, size, size), dtype=torch.uint8, device=device)
-        batch = (images, torch.arange(arguments.batch, device=device) % 2 == 0)
-        loss_of = pretraining_loss(config, device)
-        train = ImageFolder(str(Path(config.data.data_path) / "train"))
-        show = pictures_of(config, run, log, state.model, train, 10**9)
-        step = timed(lambda: training_step(state, 0, 1e-4, [batch], loss_of), arguments.steps, device)
-        event = timed(lambda: show(1), arguments.times, device)
-        log.close()
-    every = Logging().pictures_every_steps
+def compare_input(settings: dict, folder: str) -> dict:
+    s = photographs(settings, folder)
     return {
-        "model": config.model.name, "pixels": size, "batch": arguments.batch, "precision": config.train.precision,
-        "device": str(device), "threads": torch.get_num_threads(), "event": event, "events": arguments.times,
-        "training_step": step, "steps": arguments.steps, "every_steps": every,
-        "share_of_training_time": event["median_ms"] / (event["median_ms"] + every * step["median_ms"]),
-        "provenance": provenance(),
+        "settings": s, "against_pil": against(contestants.our_input, contestants.pil_input, s),
+        "against_decoding_alone": against(contestants.our_input, contestants.decoding_alone, s),
+        "pixel_difference_from_pil": contestants.pixel_difference(s),
+    }  # fmt: skip
+
+
+def compare_filter_loss(settings: dict, _folder: str) -> dict:
+    found = {"settings": settings}
+    for recipe in ("code_a", "paper"):
+        for batch in settings["batch"]:
+            s = settings | {"recipe": recipe, "batch": batch}
+            pair = contestants.our_filter_loss, contestants.full_spectrum_filter_loss
+            found[f"{recipe}_batch_{batch}"] = against(*pair, s, memory=True)
+    return found
+
+
+def compare_step(settings: dict, folder: str) -> dict:
+    s = settings | {"recipe": "code_a"}
+    found = {"settings": s, "step": against(contestants.our_step, contestants.full_spectrum_step, s)}
+    if s["ranks"]:
+        found["ranks"] = {ranks: real_steps(ranks, photographs(s, folder), Path(folder)) for ranks in s["ranks"]}
+    return found
+
+
+def real_steps(ranks: int, s: dict, folder: Path) -> dict:
+    """Real runs of pretrain.py, loader and all: images a second and the share of time that a step waited for them."""
+    output, train, batch = folder / f"ranks_{ranks}", folder / "data" / "train", 2 * s["batch"]
+    train.parent.mkdir(exist_ok=True)
+    train.exists() or train.symlink_to(Path(s["data_path"]).resolve())
+    steps = {"logging.every_steps": 1, "schedule.epochs": s["pairs"], "schedule.warmup_epochs": 0}
+    words = [f"{key}={value}" for key, value in (steps | {"logging.pictures_every_steps": "null"}).items()]
+    words += [f"train.batch_size={batch}", f"train.images_per_device={batch // max(s['ranks'])}", "data.workers=1"]
+    where = [
+        "--config",
+        "configs/pretrain_resnet50.yaml",
+        "--data-path",
+        str(train.parent),
+        "--output-dir",
+        str(output),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+        "pretrain.py",
+    ]
+    words += [f"model.name={s['model']}", "checkpoint.every_minutes=1e6", f"run.device={s['device']}"]
+    job = subprocess.Popen([*command, *where, *words], stdout=subprocess.DEVNULL)
+    log, lines = output / "log.jsonl", []
+    while job.poll() is None and len(lines) < s["pairs"] + WARM_UP:
+        time.sleep(1)
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    job.terminate()
+    job.wait()
+    told = [json.loads(line) for line in lines[WARM_UP:]]
+    shown = {name: spread([line[name] for line in told]) for name in ("images_per_second", "data_wait_share")}
+    return {"batch": batch, "images_per_device": batch // max(s["ranks"]), "steps": len(told), **shown}
+
+
+def compare_eval(settings: dict, folder: str) -> dict:
+    """`theirs` is our own input for several resize sizes, `ours` for one."""
+    s, one = photographs(settings, folder), {"resize_sizes": settings["resize_sizes"][:1]}
+    side = contestants.evaluation_input
+    return {"settings": s, "several_over_one": against(side, side, s | one, resize_sizes=s["resize_sizes"])}
+
+
+def compare_startup(settings: dict, folder: str) -> dict:
+    os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
+    root = Path(folder, "tree")
+    long_ago = time.time() - 3600  # else the folder is taken for one that may still change
+    for number in range(settings["classes"]):
+        name = root / f"n{number:08d}"
+        name.mkdir(parents=True)
+        for image in range(number, settings["files"], settings["classes"]):
+            os.close(os.open(name / f"n{number:08d}_{image}.JPEG", os.O_CREAT))
+        os.utime(name, (long_ago, long_ago))
+    s = settings | {"data_path": str(root)}
+    found = {"settings": s, "listing": against(contestants.our_listing, contestants.torchvision_listing, s)}
+    ImageFolder(str(root))
+    found["from_cache"] = against(contestants.cached_listing, contestants.torchvision_listing, s)
+    for name, make in (("ours", ImageFolder), ("theirs", contestants.TorchvisionFolder)):
+        found[f"worker_growth_mb_{name}"] = worker_growth(make(str(root)))
+    for figures in (found["listing"], found["from_cache"]):  # of all files
+        for side in ("ours_ms", "theirs_ms"):
+            figures[side.replace("ms", "seconds_in_all")] = round(figures[side]["median"] * s["files"] / 1000, 3)
+    return found
+
+
+class Touched(Dataset):
+    """Each number asks for every entry of a folder, and gives the private memory of the worker, before and after."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, _number: int) -> tuple[float, float]:
+        before = private_mb()
+        for entry in range(len(self.folder)):
+            self.folder.path(entry) if isinstance(self.folder, ImageFolder) else self.folder.samples[entry]
+        return before, private_mb()
+
+
+def private_mb() -> float:
+    """Pages that no other process shares: what the kernel had to copy for this one, or gave it."""
+    told = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+    return sum(int(kb) for kb in re.findall(r"Private_\w+: +(\d+) kB", told)) / 1000
+
+
+def worker_growth(folder) -> list[float]:
+    loader = DataLoader(Touched(folder), batch_size=None, sampler=range(2), num_workers=2)
+    return [round(after - before, 1) for before, after in loader]
+
+
+def pictures(settings: dict, folder: str) -> dict:
+    """One event of `logging.pictures_every_steps`, and its share of the time of training, at a step of that batch."""
+    words = ["--config", settings["config"], f"run.device={settings['device']}", "--output-dir", folder]
+    config = parse_command_line(PretrainConfig, words, "")
+    config = replace(config, logging=replace(config.logging, pictures_every_steps=1))
+    run = open_run(config)
+    config = resolved(config, settings["batch"], run.dtype)
+    s = settings | {"size": config.data.train_crop_size, "precision": config.train.precision}
+    model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
+    state, log = build_state(config, run, model), open_log(config, run, 0, 10**9, "benchmark")
+    batch, loss_of = contestants.half_batch(s), pretraining_loss(config, run.world.device)
+    train = ImageFolder(str(Path(config.data.data_path) / "train"))
+    show = pictures_of(config, run, log, state.model, train, 10**9)
+    took = {"step": [], "event": []}
+    for turn in range(-WARM_UP, s["pairs"]):
+        for name, task in (
+            ("step", lambda: training_step(state, 0, 1e-4, [batch], loss_of)),
+            ("event", lambda: show(1)),
+        ):
+            began = time.perf_counter()
+            task()
+            synchronize(s)
+            took[name] += [1000 * (time.perf_counter() - began)] if turn >= 0 else []
+    log.close()
+    event, steps = statistics.median(took["event"]), Logging().pictures_every_steps * statistics.median(took["step"])
+    shares = {"every_steps": Logging().pictures_every_steps, "share_of_training_time": event / (event + steps)}
+    return {"settings": s, "model": config.model.name, **{f"{k}_ms": spread(v) for k, v in took.items()}, **shares}
+
+
+COMMANDS = {
+    "input": (compare_input, "files to crops, one core: ours, PIL's, decoding alone"),
+    "filter-loss": (compare_filter_loss, "filter, loss and its gradient: ours, whole spectra"),
+    "step": (compare_step, "a training step of random images: ours, public code A's recipe"),
+    "eval": (compare_eval, "files to evaluation crops, one core: one resize size, several"),
+    "startup": (compare_startup, "listing a folder of ImageNet's size, and what loader workers grow by"),
+    "pictures": (pictures, "one event of logging.pictures_every_steps"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+    of = {name: commands.add_parser(name, help=told) for name, (_, told) in COMMANDS.items()}
+    of["plan"] = plan.add_arguments(commands.add_parser("plan", help="what training would cost"))
+    for name, command in of.items():
+        command.add_argument("--json", type=Path, help="file for the figures")
+        if name == "plan":
+            continue
+        command.add_argument(
+            "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+        )
+        command.add_argument("--pairs", type=int, default=20, help="neighbours that are compared")
+        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side on a CPU")
+        command.add_argument("--size", type=int, default=224, help="pixels of a crop's side")
+    for name in ("input", "eval", "step"):
+        of[name].add_argument("--data-path", help="a folder with class folders; else photographs of scikit-image's")
+    for name in ("input", "eval"):
+        of[name].add_argument("--images", type=int, default=100, help="of one turn")
+        of[name].add_argument("--interpolation", default="bicubic", choices=("bicubic", "bilinear"))
+    of["eval"].add_argument("--resize-sizes", type=int, nargs="+", default=[235, 234, 236], help="the first one alone")
+    of["filter-loss"].add_argument("--batch", type=int, nargs="+", default=[16, 128], help="images")
+    of["step"].add_argument("--model", default="resnet50", help="a torchvision ResNet")
+    of["step"].add_argument("--precision", default="auto", help="ours: auto, float32, bfloat16 or float16")
+    of["step"].add_argument("--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
+    of["step"].add_argument("--profile", help="file for a trace of one of our steps")
+    of["pictures"].add_argument("--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
+    for name in ("step", "pictures"):
+        of[name].add_argument("--batch", type=int, default=16, help="images of a step")
+    of["startup"].add_argument("--files", type=int, default=1_281_167)
+    of["startup"].add_argument("--classes", type=int, default=1000)
+    return top
+
+
+def machine() -> dict:
+    cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in provenance().items() if key != "world_size"}
+    return kept | {
+        "cpu": cpu[1] if cpu else platform.machine(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="What things cost on this machine.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    of_pictures = commands.add_parser("pictures", help="one event of logging.pictures_every_steps")
-    of_pictures.add_argument("--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
-    of_pictures.add_argument("--batch", type=int, default=64, help="images of a training step")
-    of_pictures.add_argument("--times", type=int, default=20, help="events")
-    of_pictures.add_argument("--steps", type=int, default=10, help="training steps")
-    of_pictures.add_argument("overrides", nargs="*", help="section.key=value")
-    for command in (of_pictures,):
-        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-        command.add_argument("--json", type=Path, help="file for the figures")
-    arguments = parser.parse_args(argv)
-    found = {"pictures": pictures}[arguments.command](arguments)
-    text = json.dumps(found, indent=2)
-    print(text)
+    arguments = parser().parse_args(argv)
+    if arguments.command == "plan":
+        found = plan.plan(arguments)
+        print(plan.as_markdown(found))
+    else:
+        settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
+        with tempfile.TemporaryDirectory() as folder:
+            found = COMMANDS[arguments.command][0](settings, folder)
+        print(json.dumps(found, indent=2))
     if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(found | {"machine": machine()}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
