@@ -6,8 +6,6 @@ python scripts/check_data.py imagenet --workers 32 --report findings.json
 Exit code 0: nothing found; 1: findings; 2: the folder cannot be checked at all.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import json

@@ -4,8 +4,6 @@ python scripts/config_diff.py configs/pretrain_resnet50.yaml configs/pretrain_re
 python scripts/config_diff.py runs/finetune_resnet50_bce runs/finetune_resnet50_ce
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

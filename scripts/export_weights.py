@@ -5,8 +5,6 @@ python scripts/export_weights.py runs/pretrain_resnet50/checkpoints/last.pt trun
 python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout code-b
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures from numbers and pixels, by matplotlib: pure functions that know no run, file or model."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

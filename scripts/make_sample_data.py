@@ -4,8 +4,6 @@ Without arguments the bundled sample (ten classes of 400 + 100 images) is unpack
 With `--source` the original idx files are read instead: to write the whole set, or to make the bundle anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import io

@@ -7,8 +7,6 @@ It draws what the runs hold, and says so. Runs of one recipe are seeds of one ar
 summarize.py, whose intervals it shows.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -9,8 +9,6 @@ was the target), and in brackets that of the kept frequencies alone, the level t
 with --size, the same radius is another frequency in cycles a pixel.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import replace

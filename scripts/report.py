@@ -4,8 +4,6 @@ python scripts/report.py runs/sample_pretrain runs/sample_finetune_mfm runs/samp
 python scripts/report.py runs/* --images sample/val --output report.html     # with reconstructions of these images
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import itertools

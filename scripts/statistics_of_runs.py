@@ -1,7 +1,5 @@
 """The statistics of `summarize.py`: an arm is {unit: scores}, a unit being a pretraining, or a lone finetuning."""
 
-from __future__ import annotations
-
 import bisect
 import warnings
 

@@ -8,8 +8,6 @@ all ranks while one writes a checkpoint; then the same command is given again. W
 result must be those of an uninterrupted run, bit for bit. Exit code 0: all kills survived; 1: not all.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -10,8 +10,6 @@ finished, if its config is still the study's, and goes on with the rest. Finetun
 one process, and starts sooner.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

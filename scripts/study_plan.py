@@ -1,7 +1,5 @@
 """What a study's YAML asks for: its grid, and the run of each cell with its command line and config."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys
@@ -53,7 +51,7 @@ class Planned:
     folder: Path
     words: list[str]
     config: PretrainConfig | FinetuneConfig
-    needs: Planned | None
+    needs: "Planned | None"
 
     @property
     def name(self) -> str:

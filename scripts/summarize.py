@@ -12,8 +12,6 @@ common, since equal seeds then mean a common start and order of images; else by 
 comparisons of one table; intervals are of one comparison each.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
