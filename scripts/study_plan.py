@@ -67,10 +67,8 @@ class Planned:
             changed |= {f"pretraining's {key}": pair for key, pair in pretraining.items()}
         if changed:
             listed = "; ".join(f"{key}: {show(before)} -> {show(now)}" for key, (before, now) in changed.items())
-            raise UserError(
-                f"{self.folder}: finished with another config than the study's ({listed}); take the change back, or "
-                "remove this folder, or give another --output-dir"
-            )
+            remedy = "take the change back, or remove this folder, or give another --output-dir"
+            raise UserError(f"{self.folder}: finished with another config than the study's ({listed}); {remedy}")
         return True
 
     def seconds(self) -> float | None:
@@ -90,14 +88,11 @@ def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
 
 def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
     """Settings and runs, each pretraining before its finetunings. Raises: UserError naming the key that is wrong."""
-    values = read_yaml(path)
-    grid = build(
-        StudyConfig, {k: v for k, v in values.items() if k.split(".")[0] not in ("pretrainings", "arms")}
-    ).study
-    named = {
-        section: {key.split(".", 1)[1]: value for key, (value, _) in values.items() if key.startswith(f"{section}.")}
-        for section in ("pretrainings", "arms")
-    }
+    values, named = read_yaml(path), {"pretrainings": {}, "arms": {}}
+    for section, texts in named.items():
+        for key in [key for key in values if key.startswith(f"{section}.")]:
+            texts[key.removeprefix(f"{section}.")] = values.pop(key)[0]
+    grid = build(StudyConfig, values).study
     check(bool(named["arms"]), path, "arms", "must name at least one arm")
     for name, words in named["pretrainings"].items():
         check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
@@ -110,6 +105,11 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
     used = {arm.get("pretraining") for arm in named["arms"].values()}
     check(used - {None} == set(named["pretrainings"]), path, "pretrainings", "one is used by no arm; remove it")
     check(set(grid.baseline) <= set(named["arms"]), path, "study.baseline", "must name arms")
+
+    def finetuning(name: str, folder: str, seed: int, needs: Planned | None = None) -> Planned:
+        words = f"{grid.finetune} {named['arms'][name].get('finetune', '')} run.seed={seed}"
+        return planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / folder, words, needs)
+
     runs = []
     for p in grid.pretrain_seeds if named["pretrainings"] else ():
         pretrained = {
@@ -118,15 +118,11 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
             for name, words in named["pretrainings"].items()
         }  # fmt: skip
         runs += pretrained.values()
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" in arm):
-            for seed in (1000 * p + f for f in grid.finetune_seeds):
-                words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-                folder = output / "finetune" / name / f"p{p}_f{seed}"
-                runs.append(planned(path, f"arms.{name}", "finetune.py", folder, words, pretrained[arm["pretraining"]]))
-    for seed in grid.scratch_seeds:
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" not in arm):
-            words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-            runs.append(planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / f"f{seed}", words))
+        for name, arm in named["arms"].items():
+            for seed in (1000 * p + f for f in grid.finetune_seeds if "pretraining" in arm):
+                runs.append(finetuning(name, f"p{p}_f{seed}", seed, pretrained[arm["pretraining"]]))
+    scratch = [name for name, arm in named["arms"].items() if "pretraining" not in arm]
+    runs += [finetuning(name, f"f{seed}", seed) for seed in grid.scratch_seeds for name in scratch]
     return grid, runs
 
 
