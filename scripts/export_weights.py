@@ -50,9 +50,8 @@ def export_weights(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, lambda file: torch.save(in_layout(weights, layout), file))
     where = check(output, name, weights, what, layout)
-    return (
-        f"wrote {output}: {what} of {name}, {len(weights)} tensors, layout {layout}; loads back strictly into {where}"
-    )
+    told = f"{what} of {name}, {len(weights)} tensors, layout {layout}"
+    return f"wrote {output}: {told}; loads back strictly into {where}"
 
 
 def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
@@ -66,22 +65,18 @@ def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
 
 def in_layout(weights: Weights, layout: str) -> dict:
     if layout == "code-b":
-        return {
-            "model": {("" if name.startswith("decoder.") else "encoder.") + name: weights[name] for name in weights}
-        }
-    return {"model": weights} if layout == "code-a" else weights
+        weights = {name if name.startswith("decoder.") else f"encoder.{name}": weights[name] for name in weights}
+    return {"model": weights} if layout.startswith("code-") else weights
 
 
 @torch.inference_mode()
 def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> str:
     """Load the file as its reader will, compare outputs of random images with ours; returns what it was loaded into."""
     written = torch.load(output, weights_only=True)
-    written = written["model"] if layout.startswith("code-") else written
-    if layout == "code-b":
-        written = {name.removeprefix("encoder."): tensor for name, tensor in written.items()}
+    written = {name.removeprefix("encoder."): tensor for name, tensor in written.get("model", written).items()}
     make = timm_resnet() if layout == "timm" and what != "pretraining" else None
     with torch.device("meta"):  # without initial weights: every tensor is to come from the file
-        ours, theirs = (build(resnet, name, weights, what), build(make, name, weights, what))
+        ours, theirs = build(resnet, name, weights, what), build(make, name, weights, what)
     ours.load_state_dict(weights, assign=True)
     images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
     try:
@@ -121,8 +116,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help="whose names and file (torchvision)")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     arguments = parser.parse_args(argv)
-    told = export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema)
-    print(told)
+    print(export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema))
     return 0
 
 
