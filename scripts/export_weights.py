@@ -20,7 +20,7 @@ from utils.checkpoint import read_checkpoint, write_atomically
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-PARTS = ("trunk", "classifier", "pretraining")
+PARTS = {"trunk": "", "classifier": "fc.", "pretraining": "decoder."}  # how the names of its head begin
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
 Weights = dict[str, torch.Tensor]
 
@@ -56,10 +56,10 @@ def export_weights(
 
 def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
     """The tensors of one of PARTS, in memory as a file should have them."""
-    heads = {"trunk": (), "classifier": ("fc.",), "pretraining": ("decoder.",)}[what]
-    if heads and not any(name.startswith(heads) for name in weights):
-        raise UserError(f"{checkpoint}: has no {heads[0]}*: --what {what} is not in it; take --what trunk")
-    left_out = tuple({"fc.", "decoder."} - set(heads))
+    head = PARTS[what]
+    if not any(name.startswith(head) for name in weights):
+        raise UserError(f"{checkpoint}: has no {head}*: --what {what} is not in it; take --what trunk")
+    left_out = tuple({"fc.", "decoder."} - {head})
     return {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(left_out)}
 
 

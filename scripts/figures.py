@@ -175,10 +175,8 @@ def kernels_figure(weight: torch.Tensor, name: str) -> Figure:
     figure, ((left, right),) = subplots(1, 2, 7.4, 4.1)
     left.imshow(kernels.permute(1, 2, 0))
     picture = right.imshow(make_grid(spectra, side, padding=1, pad_value=math.nan)[0])
-    left.set_title("kernels, each to its own range")
-    right.set_title("their spectra, 0 in the middle")
-    for axis in (left, right):
-        axis.set(xticks=[], yticks=[])
+    left.set(title="kernels, each to its own range", xticks=[], yticks=[])
+    right.set(title="their spectra, 0 in the middle", xticks=[], yticks=[])
     figure.colorbar(picture, ax=right, shrink=0.8, label="log10 mean |F|")
     figure.supxlabel(short(name, 60), fontsize=8)
     return figure

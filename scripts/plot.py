@@ -21,7 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import figures
-from scripts.config_diff import resolved
+from scripts.config_diff import read_json, resolved
 from scripts.statistics_of_runs import describe, unit_means
 from scripts.summarize import read_arms
 from utils.checkpoint import read_checkpoint
@@ -50,16 +50,12 @@ def read_run(folder: Path) -> RunFolder:
     """Raises: UserError if it is no run's folder."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run (it has no config.yaml); give folders that pretrain.py or finetune.py wrote")
-
-    def content(name):
-        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-
-    log = folder / "log.jsonl"
-    lines = []
+    lines, log = [], folder / "log.jsonl"
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError):  # of a run that was cut short
             lines += [found] if "loss" in (found := json.loads(line)) else []
-    return RunFolder(folder, resolved(str(folder)), lines, content("result.json"), content("frequency_sweep.json"))
+    result, sweep = (read_json(folder / f"{name}.json") for name in ("result", "frequency_sweep"))
+    return RunFolder(folder, resolved(str(folder)), lines, result, sweep)
 
 
 def named(runs: list[RunFolder]) -> dict[str, RunFolder]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import center_crop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import PretrainConfig
@@ -61,8 +62,7 @@ def crop_of(path: str, size: int | None, interpolation: str) -> torch.Tensor:
     height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
     if not height or not width:
         raise UserError(f"{path}: {image.shape[2]}×{image.shape[1]} pixels; --size native needs {STRIDE} each way")
-    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[None, :, top : top + height, left : left + width]
+    return center_crop(image, [height, width])[None]
 
 
 def labelled_crops(paths: list[str], size: int | None, interpolation: str) -> dict[str, torch.Tensor]:

@@ -90,7 +90,7 @@ def execute(runs: list[Planned], jobs: int, gpus: int) -> tuple[dict[Planned, st
                     waiting = [later for later in waiting if later not in failed]
                 how = "finished" if run in done else failed.get(run, "stopped")
                 took = f"{(time.monotonic() - began) / 60:.1f} min"
-                print(f"[{len(done)}/{len(runs)}] {run.name} {how} in {took}; {len(failed)} failed", flush=True)
+                print(f"[{len(done)}/{len(runs)}] {run.folder} {how} in {took}; {len(failed)} failed", flush=True)
     return failed, stopping
 
 

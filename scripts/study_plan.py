@@ -1,6 +1,5 @@
 """What a study's YAML asks for: its grid, and the run of each cell with its command line and config."""
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
-from scripts.config_diff import differing, resolved
+from scripts.config_diff import differing, read_json, resolved
 from utils.config import build, parse_command_line, read_yaml, show, to_dict
 from utils.errors import UserError
 from utils.run import flat
@@ -53,10 +52,6 @@ class Planned:
     config: PretrainConfig | FinetuneConfig
     needs: "Planned | None"
 
-    @property
-    def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
-
     def finished(self) -> bool:
         """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
         if not (self.folder / "result.json").is_file():
@@ -73,9 +68,8 @@ class Planned:
 
     def seconds(self) -> float | None:
         """What the run took; None if it has not finished, or was resumed, so that its last part alone was timed."""
-        path = self.folder / "result.json"
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"resumed": True}
-        return None if result.get("resumed") else result["seconds"]
+        result = read_json(self.folder / "result.json")
+        return None if result.get("resumed") else result.get("seconds")
 
 
 def changes(path: Path, config, weights: bool) -> dict[str, tuple]:

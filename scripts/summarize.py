@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import FREE_TO_CHANGE
-from scripts.config_diff import differing, resolved
+from scripts.config_diff import differing, read_json, resolved
 from scripts.statistics_of_runs import compare, describe, holm
 from scripts.summary_tables import SELECTED, to_markdown
 from utils.config import show
@@ -64,7 +64,7 @@ def read_arms(paths: list[Path]) -> dict[str, Arm]:
             read_csv(path, arms)
             continue
         runs = sorted(file.parent for file in path.rglob("result.json"))
-        found = {run: json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs}
+        found = {run: read_json(run / "result.json") for run in runs}
         finetunings = {run: result for run, result in found.items() if "results" in result}
         if not finetunings:
             raise UserError(f"{path}: no result.json of a finetuning there; the run has not finished, or is no run")
@@ -108,9 +108,9 @@ def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
     facts, config, pretraining = facts_of(str(run), run / "pretraining.yaml")
     recipe = {key: {value} for key, value in facts.items()}
     facts |= provenance(result, "")
-    beside = Path(config["run.weights"]).parent.parent / "result.json" if pretraining else None
-    if beside and beside.is_file():
-        facts |= provenance(json.loads(beside.read_text(encoding="utf-8")), "pretraining's ")
+    if pretraining:
+        beside = Path(config["run.weights"]).parent.parent / "result.json"
+        facts |= provenance(read_json(beside), "pretraining's ")
     in_study = re.fullmatch(r"(p\d+_)?f\d+", run.name)
     recipes = {name: {k: v for k, v in arm.facts.items() if not is_provenance(k)} for name, arm in arms.items()}
     alike = (name for name, theirs in recipes.items() if recipe == theirs)
@@ -119,7 +119,7 @@ def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
     chosen = "given" not in result.get("val_resize_size", {}).get("chosen", "given")
     for row in result["results"]:
         name = arm_name + (" (ema)" if row["weights"] == "ema" else "")
-        size = f"{row['val_resize_size']} ({SELECTED})" if chosen else str(row["val_resize_size"])
+        size = SELECTED if chosen else str(row["val_resize_size"])
         seed = show(pretraining["run.seed"]) if pretraining else ""
         add(arms, name, seed, show(config["run.seed"]), size, row["top1"], str(run))
         arms[name].note(facts)
@@ -145,7 +145,6 @@ def add(arms: dict[str, Arm], name: str, pretrain_seed: str, finetune_seed: str,
     arm = arms.setdefault(name, Arm(bool(pretrain_seed)))
     if arm.pretrained != bool(pretrain_seed):
         raise UserError(f"{origin}: arm {name} has runs with and without a pretrain_seed; give them two names")
-    size = SELECTED if size.endswith(f"({SELECTED})") else size
     scores = arm.scores.setdefault(size, {}).setdefault(pretrain_seed or finetune_seed, {})
     if finetune_seed in scores:
         which = f"pretrain_seed {pretrain_seed or 'none'}, finetune_seed {finetune_seed}, size {size}"
@@ -227,9 +226,8 @@ def to_csv(arms: dict[str, Arm]) -> str:
     writer.writerow(COLUMNS)
     for name, arm in arms.items():
         for size, units in arm.scores.items():
-            label = f"({SELECTED})" if size == SELECTED else size
             for unit, scores in units.items():
-                writer.writerows((name, unit if arm.pretrained else "", seed, label, s) for seed, s in scores.items())
+                writer.writerows((name, unit if arm.pretrained else "", seed, size, s) for seed, s in scores.items())
     return text.getvalue()
 
 
