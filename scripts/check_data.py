@@ -6,16 +6,15 @@ python scripts/check_data.py imagenet --workers 32 --report findings.json
 Exit code 0: nothing found; 1: findings; 2: the folder cannot be checked at all.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
+import itertools
 import json
 import sys
 from pathlib import Path
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,17 +45,8 @@ def check_image(path: str) -> tuple[str, list[str]]:
     return "", notes
 
 
-class Checks(Dataset):
-    """`check_image` of each path."""
-
-    def __init__(self, paths: list[str]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> tuple[str, list[str]]:
-        return check_image(self.paths[number])
+def check_images(paths: list[str]) -> list[tuple[str, list[str]]]:
+    return [check_image(path) for path in paths]
 
 
 def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], dict[str, list[str]]]:
@@ -66,15 +56,14 @@ def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], 
     """
     paths = [folder.path(index) for folder in folders for index in range(len(folder))]
     findings, notes = [], collections.defaultdict(list)
-    checked = DataLoader(Checks(paths), 16, num_workers=workers, collate_fn=list, worker_init_fn=shield_worker)
+    # What a loader collates are the paths themselves, in its worker processes.
+    checked = DataLoader(paths, 16, num_workers=workers, collate_fn=check_images, worker_init_fn=shield_worker)
+    results = itertools.chain.from_iterable(checked)
     try:
-        with tqdm(total=len(paths), unit="image", disable=None) as progress:  # on a terminal only
-            for results in checked:
-                for finding, told in results:
-                    findings += [finding] if finding else []
-                    for kind in told:
-                        notes[kind].append(paths[progress.n])
-                    progress.update()
+        for path, (finding, told) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
+            findings += [finding] if finding else []
+            for kind in told:
+                notes[kind].append(path)
     except RuntimeError as error:
         raise UserError(f"a checking process was killed ({first_line(error)}); lower --workers") from error
     return findings, notes

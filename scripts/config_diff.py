@@ -4,9 +4,8 @@ python scripts/config_diff.py configs/pretrain_resnet50.yaml configs/pretrain_re
 python scripts/config_diff.py runs/finetune_resnet50_bce runs/finetune_resnet50_ce
 """
 
-from __future__ import annotations
-
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -37,6 +36,11 @@ def resolved(path: str) -> dict:
     # A YAML that names no key of one kind alone is taken for what its name says.
     fitting = [kind for kind in kinds if values.keys() <= knobs(kind).keys()]
     return flat(to_dict(build((fitting or kinds)[0], values)))
+
+
+def read_json(path: Path) -> dict:
+    """What the file holds; nothing, as of a run that has not finished, where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def config_diff(one: str, other: str) -> list[str]:

@@ -5,8 +5,6 @@ python scripts/export_weights.py runs/pretrain_resnet50/checkpoints/last.pt trun
 python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout code-b
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -22,7 +20,7 @@ from utils.checkpoint import read_checkpoint, write_atomically
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-PARTS = ("trunk", "classifier", "pretraining")
+PARTS = {"trunk": "", "classifier": "fc.", "pretraining": "decoder."}  # how the names of its head begin
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
 Weights = dict[str, torch.Tensor]
 
@@ -52,38 +50,33 @@ def export_weights(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, lambda file: torch.save(in_layout(weights, layout), file))
     where = check(output, name, weights, what, layout)
-    return (
-        f"wrote {output}: {what} of {name}, {len(weights)} tensors, layout {layout}; loads back strictly into {where}"
-    )
+    told = f"{what} of {name}, {len(weights)} tensors, layout {layout}"
+    return f"wrote {output}: {told}; loads back strictly into {where}"
 
 
 def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
     """The tensors of one of PARTS, in memory as a file should have them."""
-    heads = {"trunk": (), "classifier": ("fc.",), "pretraining": ("decoder.",)}[what]
-    if heads and not any(name.startswith(heads) for name in weights):
-        raise UserError(f"{checkpoint}: has no {heads[0]}*: --what {what} is not in it; take --what trunk")
-    left_out = tuple({"fc.", "decoder."} - set(heads))
+    head = PARTS[what]
+    if not any(name.startswith(head) for name in weights):
+        raise UserError(f"{checkpoint}: has no {head}*: --what {what} is not in it; take --what trunk")
+    left_out = tuple({"fc.", "decoder."} - {head})
     return {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(left_out)}
 
 
 def in_layout(weights: Weights, layout: str) -> dict:
     if layout == "code-b":
-        return {
-            "model": {("" if name.startswith("decoder.") else "encoder.") + name: weights[name] for name in weights}
-        }
-    return {"model": weights} if layout == "code-a" else weights
+        weights = {name if name.startswith("decoder.") else f"encoder.{name}": weights[name] for name in weights}
+    return {"model": weights} if layout.startswith("code-") else weights
 
 
 @torch.inference_mode()
 def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> str:
     """Load the file as its reader will, compare outputs of random images with ours; returns what it was loaded into."""
     written = torch.load(output, weights_only=True)
-    written = written["model"] if layout.startswith("code-") else written
-    if layout == "code-b":
-        written = {name.removeprefix("encoder."): tensor for name, tensor in written.items()}
+    written = {name.removeprefix("encoder."): tensor for name, tensor in written.get("model", written).items()}
     make = timm_resnet() if layout == "timm" and what != "pretraining" else None
     with torch.device("meta"):  # without initial weights: every tensor is to come from the file
-        ours, theirs = (build(resnet, name, weights, what), build(make, name, weights, what))
+        ours, theirs = build(resnet, name, weights, what), build(make, name, weights, what)
     ours.load_state_dict(weights, assign=True)
     images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
     try:
@@ -123,8 +116,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help="whose names and file (torchvision)")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     arguments = parser.parse_args(argv)
-    told = export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema)
-    print(told)
+    print(export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema))
     return 0
 
 

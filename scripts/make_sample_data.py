@@ -4,8 +4,6 @@ Without arguments the bundled sample (ten classes of 400 + 100 images) is unpack
 With `--source` the original idx files are read instead: to write the whole set, or to make the bundle anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import io
@@ -21,11 +19,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.distributed import run_entry
+from utils.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-from utils.errors import UserError  # noqa: E402
-
 BUNDLE = REPOSITORY / "scripts" / "sample_fashion_mnist.npz"
 SAMPLE = REPOSITORY / "sample"
 # In the order of the labels 0 to 9.
@@ -46,12 +44,12 @@ def main(argv: list[str]) -> None:
     target.add_argument("--output", type=Path, help=f"folder to write train/ and val/ to (default: {SAMPLE.name}/)")
     target.add_argument("--rebuild-bundle", action="store_true", help="write the bundle from --source instead")
     arguments = parser.parse_args(argv)
-    if arguments.rebuild_bundle and arguments.source is None:
-        raise UserError("--rebuild-bundle needs --source FOLDER: the folder with the four idx files")
-    if arguments.rebuild_bundle:
-        print(write_bundle(read_source(arguments.source), BUNDLE))
-    elif arguments.source is None:
+    if arguments.source is None:
+        if arguments.rebuild_bundle:
+            raise UserError("--rebuild-bundle needs --source FOLDER: the folder with the four idx files")
         print(write_folders(read_bundle(BUNDLE), arguments.output or SAMPLE))
+    elif arguments.rebuild_bundle:
+        print(write_bundle(read_source(arguments.source), BUNDLE))
     elif arguments.output is None:
         raise UserError("--source needs --output FOLDER (to write the whole set) or --rebuild-bundle")
     else:
@@ -146,9 +144,8 @@ def write_folders(splits: dict[str, Split], output: Path) -> str:
             raise UserError(f"{output}: {what}; remove this folder, or name another with --output")
         return f"found {total} in {output}; nothing to do"
     partial = output.with_name(f"{output.name}.partial.tmp")
-    if partial.exists():
-        shutil.rmtree(partial)
-    for folder in sorted({(partial / name).parent for name in due}):
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in {(partial / name).parent for name in due}:
         folder.mkdir(parents=True)
     for name, image in tqdm(due.items(), desc="writing", unit="image", disable=None, leave=False):
         Image.fromarray(image).save(partial / name)
@@ -157,8 +154,4 @@ def write_folders(splits: dict[str, Split], output: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_entry(main, sys.argv[1:])

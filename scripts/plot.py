@@ -7,8 +7,6 @@ It draws what the runs hold, and says so. Runs of one recipe are seeds of one ar
 summarize.py, whose intervals it shows.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -23,14 +21,14 @@ from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import figures
-from scripts.config_diff import resolved
-from scripts.statistics_of_runs import describe
+from scripts.config_diff import read_json, resolved
+from scripts.statistics_of_runs import describe, unit_means
 from scripts.summarize import read_arms
 from utils.checkpoint import read_checkpoint
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-Figures = dict[str, tuple[figures.FIGURE, str]]  # name -> the figure, and what it shows in words
+Figures = dict[str, tuple[figures.Figure, str]]  # name -> the figure, and what it shows in words
 
 
 @dataclass
@@ -44,51 +42,38 @@ class RunFolder:
     sweep: dict  # of frequency_sweep.json, or empty
 
     @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    @property
-    def pretraining(self) -> bool:
-        return "filter.radius" in self.config
-
-    def rows(self) -> list[dict]:
-        return [] if self.pretraining else self.result.get("results", [])
+    def kind(self) -> str:
+        return "pretraining" if "filter.radius" in self.config else "finetuning"
 
 
 def read_run(folder: Path) -> RunFolder:
     """Raises: UserError if it is no run's folder."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run (it has no config.yaml); give folders that pretrain.py or finetune.py wrote")
-
-    def content(name):
-        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-
-    log = folder / "log.jsonl"
-    lines = []
+    lines, log = [], folder / "log.jsonl"
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError):  # of a run that was cut short
             lines += [found] if "loss" in (found := json.loads(line)) else []
-    return RunFolder(folder, resolved(str(folder)), lines, content("result.json"), content("frequency_sweep.json"))
+    result, sweep = (read_json(folder / f"{name}.json") for name in ("result", "frequency_sweep"))
+    return RunFolder(folder, resolved(str(folder)), lines, result, sweep)
 
 
 def named(runs: list[RunFolder]) -> dict[str, RunFolder]:
     """By folder name, or by the whole path where two have the same name."""
-    names = [run.name for run in runs]
-    return {run.name if names.count(run.name) == 1 else str(run.folder): run for run in runs}
+    names = [run.folder.resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run.folder): run for name, run in zip(names, runs, strict=True)}
 
 
-def by_size(runs: dict[str, RunFolder]) -> dict[str, dict[int, tuple[list[float], list[float] | None]]]:
+def by_size(runs: dict[str, RunFolder]) -> dict[str, dict[int, tuple[np.ndarray, list[float] | None]]]:
     """As summarize.py has it: arm -> resize size -> top-1 of each unit, and the 95 % interval of their mean.
 
     Raises: UserError on two results of one run.
     """
-    arms = read_arms([run.folder for run in runs.values() if run.rows()])
     found: dict[str, dict] = {}
-    for name, arm in arms.items():
-        for size in (size for size in arm.scores if size.isdecimal()):  # not where each run selected its own
+    for name, arm in read_arms([run.folder for run in runs.values() if "results" in run.result]).items():
+        for size in filter(str.isdecimal, arm.scores):  # not where each run selected its own
             units = arm.units(size)
-            values = [sum(scores) / len(scores) for scores in units.values()]
-            found.setdefault(name, {})[int(size)] = values, describe(units, arm.pretrained)["interval"]
+            found.setdefault(name, {})[int(size)] = unit_means(units), describe(units, arm.pretrained)["interval"]
     return found
 
 
@@ -117,12 +102,11 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
     """
     found: Figures = {}
     by_name = named(runs)
-    for kind, chosen in (("pretraining", True), ("finetuning", False)):
-        of_kind = {name: run for name, run in by_name.items() if run.pretraining == chosen and run.lines}
+    for kind in ("pretraining", "finetuning"):
         series = {
             name: ([line["step"] for line in run.lines], [line["loss"] for line in run.lines])
-            for name, run in of_kind.items()
-        }
+            for name, run in by_name.items() if run.kind == kind and run.lines
+        }  # fmt: skip
         if series:
             figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width)
             ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in series.items() if y[-1] is not None)
@@ -134,15 +118,15 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
         print(f"warning: no figure of resize sizes: {error}", file=sys.stderr)
     if sizes:
         figure = figures.interval_figure(sizes, "val resize size [pixels]", "top-1 [%]")
-        ranges = {name: [value for values, _ in points.values() for value in values] for name, points in sizes.items()}
-        told = "; ".join(f"{name}: {min(of):.2f} to {max(of):.2f} %" for name, of in ranges.items())
+        scores = {name: np.concatenate([values for values, _ in points.values()]) for name, points in sizes.items()}
+        told = "; ".join(f"{name}: {of.min():.2f} to {of.max():.2f} %" for name, of in scores.items())
         found["resize_size"] = figure, f"Top-1 against the size that images are resized to: {told}."
     sweeps = {name: run.sweep["results"] for name, run in by_name.items() if run.sweep}
     if sweeps:
         told = "; ".join(f"{n}: {rows[0]['top1']:.1f} % unfiltered" for n, rows in sweeps.items())
         found["frequency_sweep"] = figures.sweep_figure(sweeps), f"Top-1 on low- and high-passed images. {told}."
     for name, run in by_name.items():
-        if run.pretraining:
+        if run.kind == "pretraining":
             found |= pretraining_figures(name, run)
     return found
 
@@ -156,7 +140,7 @@ def pretraining_figures(name: str, run: RunFolder) -> Figures:
         found[f"radial_{kind}_{name}"] = figures.radial_figure(history, *sides, labels[kind]), told
     checkpoint = run.folder / "checkpoints/last.pt"
     if checkpoint.exists():
-        weight = read_checkpoint(str(checkpoint))["model"]["conv1.weight"].numpy()
+        weight = read_checkpoint(str(checkpoint))["model"]["conv1.weight"]
         told = f"{name}: the {len(weight)} kernels of the first layer and their spectra."
         found[f"kernels_{name}"] = figures.kernels_figure(weight, name), told
     return found

@@ -9,15 +9,15 @@ was the target), and in brackets that of the kept frequencies alone, the level t
 with --size, the same radius is another frequency in cycles a pixel.
 """
 
-from __future__ import annotations
-
 import argparse
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import center_crop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import PretrainConfig
@@ -27,6 +27,7 @@ from data.geometry import evaluation_crops
 from models.resnet import STRIDE, masked_frequency_model
 from models.weights import load_weights, weights_of
 from pretrain import loss_target, reconstruct
+from scripts.figures import grid, save
 from utils.checkpoint import read_checkpoint
 from utils.config import from_dict
 from utils.distributed import run_entry
@@ -61,8 +62,7 @@ def crop_of(path: str, size: int | None, interpolation: str) -> torch.Tensor:
     height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
     if not height or not width:
         raise UserError(f"{path}: {image.shape[2]}×{image.shape[1]} pixels; --size native needs {STRIDE} each way")
-    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[None, :, top : top + height, left : left + width]
+    return center_crop(image, [height, width])[None]
 
 
 def labelled_crops(paths: list[str], size: int | None, interpolation: str) -> dict[str, torch.Tensor]:
@@ -96,8 +96,6 @@ def stages(config: PretrainConfig, model, image: torch.Tensor, radius: float) ->
 
 def grid_of_images(config: PretrainConfig, model, crops: dict[str, torch.Tensor], radius: float):
     """One row an image."""
-    from scripts.figures import grid
-
     rows = []
     for label, image in crops.items():
         found = stages(config, model, image, radius)
@@ -109,15 +107,12 @@ def grid_of_images(config: PretrainConfig, model, crops: dict[str, torch.Tensor]
 
 def grid_of_radii(config: PretrainConfig, model, image: torch.Tensor, radii: list[float]):
     """One image; one column a radius, and the original beside what is to be it."""
-    from scripts.figures import grid
-
     found = [stages(config, model, image, radius) for radius in radii]
     rows, original = [], found[0]["low_pass"][0]["original"]
-    for name in ("low_pass", "high_pass"):
-        for s in STAGES:
-            texts = [of[name][1] if s == "combined" else "" for of in found]
-            first = original if s == "combined" else np.full_like(original, 255)
-            rows.append((f"{s}, {name.replace('_', '-')}", [first, *(of[name][0][s] for of in found)], ["", *texts]))
+    for name, s in itertools.product(("low_pass", "high_pass"), STAGES):
+        texts = [of[name][1] if s == "combined" else "" for of in found]
+        first = original if s == "combined" else np.full_like(original, 255)
+        rows.append((f"{s}, {name.replace('_', '-')}", [first, *(of[name][0][s] for of in found)], ["", *texts]))
     trained = config.filter.radius
     titles = ["original", *(f"radius {r:g}" + ("\n(trained)" if r == trained else "") for r in radii)]
     return grid(rows, titles, f"{NOTE}; trained with radius {trained:g}")
@@ -133,8 +128,7 @@ def pick_images(places: list[str], count: int) -> list[str]:
         found += inside if place.is_dir() else [place]
     if not found:
         raise UserError(f"{', '.join(places)}: no image in it")
-    count = min(count, len(found))
-    return [str(found[i * len(found) // count]) for i in range(count)]
+    return [str(found[i]) for i in np.linspace(0, len(found), min(count, len(found)), endpoint=False, dtype=int)]
 
 
 def main(argv: list[str]) -> int:
@@ -143,27 +137,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="image files or folders of them")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the figure (PNG, PDF, SVG)")
     parser.add_argument("--count", type=int, default=5, help="images to show")
-    parser.add_argument(
-        "--radius", type=float, nargs="+", help="in bins of the crop; several: the first image over them"
-    )
-    parser.add_argument(
-        "--size", default="train", help="train: as in training; native: cut to multiples of 32; or pixels"
-    )
+    parser.add_argument("--radius", type=float, nargs="+", help="in bins; several: the first image over them")
+    parser.add_argument("--size", default="train", help="train: as in training; native: multiples of 32; or pixels")
     arguments = parser.parse_args(argv)
     config, model = pretrained(arguments.checkpoint)
     size = {"train": config.data.train_crop_size, "native": None}.get(arguments.size, arguments.size)
     if isinstance(size, str) and not (size.isdecimal() and int(size) and int(size) % STRIDE == 0):
         raise UserError(f"--size {size}: must be train, native or a multiple of {STRIDE}")
-    paths = pick_images(arguments.images, max(1, arguments.count))
     radii = arguments.radius or [config.filter.radius]
-    paths = paths[:1] if len(radii) > 1 else paths
+    paths = pick_images(arguments.images, 1 if len(radii) > 1 else max(1, arguments.count))
     crops = labelled_crops(paths, size if size is None else int(size), config.data.interpolation)
     if len(radii) > 1:
-        figure = grid_of_radii(config, model, next(iter(crops.values())), radii)
+        figure = grid_of_radii(config, model, *crops.values(), radii)
     else:
-        figure = grid_of_images(config, model, crops, radii[0])
-    from scripts.figures import save
-
+        figure = grid_of_images(config, model, crops, *radii)
     save(figure, arguments.output)
     print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{r:g}' for r in radii)}")
     return 0

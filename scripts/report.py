@@ -4,46 +4,39 @@ python scripts/report.py runs/sample_pretrain runs/sample_finetune_mfm runs/samp
 python scripts/report.py runs/* --images sample/val --output report.html     # with reconstructions of these images
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import itertools
 import re
+import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.config_diff import config_diff
+from scripts.config_diff import differing
 from scripts.figures import data_uri
 from scripts.plot import RunFolder, figures_of, named, read_run
 from scripts.reconstruct import grid_of_images, labelled_crops, pick_images, pretrained
 from scripts.summarize import read_arms, summarize, to_markdown
+from utils.config import show
 from utils.distributed import run_entry
 from utils.errors import UserError
 
 CSS = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --quiet: #555; --box: #f5f5f5; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181c; --line: #444; --quiet: #aaa; --box: #22252b; }
-}
-* { box-sizing: border-box; }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); overflow-wrap: break-word; }
-h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+:root { color-scheme: light dark; overflow-wrap: break-word; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid gray; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption, .quiet { color: var(--quiet); font-size: 0.9rem; }
+img { max-width: 100%; background: white; }
+figcaption, table, pre { font-size: 0.9rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { border: 1px solid var(--line); padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
-td { max-width: 15rem; }
-pre { background: var(--box); padding: 0.5rem; white-space: pre-wrap; font-size: 0.85rem; }
+table { border-collapse: collapse; }
+th, td { max-width: 15rem; border: 1px solid gray; padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
+pre { white-space: pre-wrap; }
 nav a { margin-right: 1rem; display: inline-block; }
 @media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --quiet: #333; --box: #fff; }
-  body { max-width: none; padding: 0; }
+  body { max-width: none; }
   nav { display: none; }
   .wide { overflow: visible; overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; height: auto; }
@@ -69,9 +62,9 @@ def of_markdown(text: str) -> str:
     for kind, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] if line[:1] in "|-" else "text"):
         lines = list(group)
         if kind == "|":
-            cells = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines]
-            cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
-            parts.append(html_table(cells[0], cells[2:]))
+            rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]
+            header, _, *rows = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]
+            parts.append(html_table(header, rows))
         elif kind == "-":
             parts.append("<ul>" + "".join(f"<li>{inline(line[1:].strip())}</li>" for line in lines) + "</ul>")
         else:
@@ -80,36 +73,32 @@ def of_markdown(text: str) -> str:
 
 
 def picture(figure, told: str) -> str:
-    return (
-        f'<figure><img src="{data_uri(figure)}" alt="{escape(told)}"><figcaption>{escape(told)}</figcaption></figure>'
-    )
+    told = escape(told)
+    return f'<figure><img src="{data_uri(figure)}" alt="{told}"><figcaption>{told}</figcaption></figure>'
 
 
 def overview(runs: dict[str, RunFolder]) -> str:
     """What was run, with what, at what cost: a column a run."""
-    rows = []
-    for name, run in runs.items():
-        header = re.findall(r"^# (\w+): (.*)$", (run.folder / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-        where, last = dict(header), run.lines[-1] if run.lines else {}
-        speeds = sorted(line["images_per_second"] for line in run.lines)
-        rows.append([
-            name, "pretraining" if run.pretraining else "finetuning", str(run.config["model.name"]),
-            f"{last.get('step', 0)}" + ("" if run.result else " (not finished)"),
-            f"{run.result['seconds'] / 60:.1f} min" if run.result else "not known",
-            f"{speeds[len(speeds) // 2]:.4g}" if speeds else "not known",
-            f"{last['peak_memory_gb']:.2f}" if "peak_memory_gb" in last else "not known",
-            f"{where.get('world_size', '?')} × {where.get('device', '?')}", where.get("commit", "?")[:48],
-            ", ".join(f"{library} {where.get(library, '?')}" for library in ("torch", "torchvision", "python")),
-        ])  # fmt: skip
-    facts = "kind, model, steps, last attempt took, images/s (median), peak memory of rank 0 [GB], "
-    facts += "ranks × device, commit, versions"
-    names, *cells = zip(*rows, strict=True)
-    return html_table(["", *names], [[fact, *of_runs] for fact, of_runs in zip(facts.split(", "), cells, strict=True)])
+    columns = []
+    for run in runs.values():
+        text, last = (run.folder / "config.yaml").read_text(encoding="utf-8"), run.lines[-1] if run.lines else {}
+        where = defaultdict(lambda: "?", re.findall(r"^# (\w+): (.*)$", text, re.MULTILINE))
+        speeds = [line["images_per_second"] for line in run.lines]
+        columns.append({
+            "kind": run.kind, "model": str(run.config["model.name"]),
+            "steps": f"{last.get('step', 0)}" + ("" if run.result else " (not finished)"),
+            "last attempt took": f"{run.result['seconds'] / 60:.1f} min" if run.result else "not known",
+            "images/s (median)": f"{statistics.median(speeds):.4g}" if speeds else "not known",
+            "peak memory of rank 0 [GB]": f"{last['peak_memory_gb']:.2f}" if "peak_memory_gb" in last else "not known",
+            "ranks × device": f"{where['world_size']} × {where['device']}", "commit": where["commit"][:48],
+            "versions": ", ".join(f"{library} {where[library]}" for library in ("torch", "torchvision", "python")),
+        })  # fmt: skip
+    return html_table(["", *runs], [[fact, *(column[fact] for column in columns)] for fact in columns[0]])
 
 
 def results(runs: dict[str, RunFolder]) -> str:
     """The table of scripts/summarize.py, with intervals where there are several seeds."""
-    folders = [run.folder for run in runs.values() if run.rows()]
+    folders = [run.folder for run in runs.values() if "results" in run.result]
     if not folders:
         return "<p>No finetuning among these runs has finished.</p>"
     try:
@@ -121,12 +110,12 @@ def results(runs: dict[str, RunFolder]) -> str:
 def differences(runs: dict[str, RunFolder]) -> str:
     """The config of each run against the first of its kind."""
     parts = []
-    for kind in (True, False):
-        same = [(name, run) for name, run in runs.items() if run.pretraining == kind]
-        for name, run in same[1:]:
-            lines = config_diff(str(same[0][1].folder), str(run.folder))
-            cells = [[key, *values.split(" -> ", 1)] for key, _, values in (line.partition(": ") for line in lines)]
-            parts.append(html_table(["key", same[0][0], name], cells) if cells else f"<p>{escape(name)}: none.</p>")
+    for kind in ("pretraining", "finetuning"):
+        first, *others = [name for name, run in runs.items() if run.kind == kind] or [""]
+        for name in others:
+            pairs = differing(runs[first].config, runs[name].config)
+            rows = [[key, show(before), show(after)] for key, (before, after) in pairs.items()]
+            parts.append(html_table(["key", first, name], rows) if rows else f"<p>{escape(name)}: none.</p>")
     return "".join(parts) or "<p>No two runs of one kind.</p>"
 
 
@@ -134,7 +123,7 @@ def reconstructions(runs: dict[str, RunFolder], images: list[str]) -> str:
     parts = []
     for name, run in runs.items():
         checkpoint = run.folder / "checkpoints/last.pt"
-        if run.pretraining and checkpoint.exists():
+        if run.kind == "pretraining" and checkpoint.exists():
             config, model = pretrained(str(checkpoint))
             crops = labelled_crops(pick_images(images, 4), config.data.train_crop_size, config.data.interpolation)
             told = f"{name}: original, filtered, prediction and combined for {', '.join(crops)}, with the PSNR in dB."

@@ -1,7 +1,5 @@
 """The statistics of `summarize.py`: an arm is {unit: scores}, a unit being a pretraining, or a lone finetuning."""
 
-from __future__ import annotations
-
 import bisect
 import warnings
 
@@ -16,30 +14,30 @@ Units = dict[str, list[float]]
 def describe(units: Units, pretrained: bool) -> dict:
     """Mean over units with its interval, deviations over runs, and the variance at both levels."""
     runs = np.concatenate([np.asarray(scores, float) for scores in units.values()])
-    means, notes = unit_means(units), []
-    interval = None
+    means, notes, interval = unit_means(units), [], None
     if len(means) < 2:
         notes.append("one unit: no interval, and nothing can be tested")
     elif np.ptp(means) <= EQUAL:
-        interval = [means[0], means[0]]
+        interval = [float(means[0])] * 2
         notes.append("all units are equal: the interval has no width")
     else:
-        interval = list(stats.t.interval(1 - ALPHA, len(means) - 1, means.mean(), stats.sem(means)))
-    between, within, told = levels(units) if pretrained else (None, runs.var(ddof=1) if len(runs) > 1 else None, "")
+        interval = [float(end) for end in stats.t.interval(1 - ALPHA, len(means) - 1, means.mean(), stats.sem(means))]
+    between, within, told = levels(units) if pretrained else (None, None, "")
     total = None if between is None else between + within
     return {
         "runs": len(runs), "units": len(means), "mean": float(means.mean()),
-        "sample_deviation": float(runs.std(ddof=1)) if len(runs) > 1 else None,
-        "population_deviation": float(runs.std()) if len(runs) > 1 else None,
-        "interval": interval and [float(end) for end in interval],
-        "deviation_of_pretrainings": root(between), "deviation_of_finetunings": root(within),
+        "sample_deviation": deviation(runs), "population_deviation": deviation(runs, 0), "interval": interval,
+        "deviation_of_pretrainings": root(between),
+        "deviation_of_finetunings": root(within) if pretrained else deviation(runs),
         "share_of_pretraining": float(between / total) if total else None,
-        "pretrainings": [
-            (unit, len(scores), float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else None)
-            for unit, scores in units.items()
-        ] if pretrained else [],
+        "pretrainings": [(unit, len(scores), float(np.mean(scores)), deviation(scores))
+                         for unit, scores in units.items() if pretrained],
         "notes": notes + [told] * bool(told),
     }  # fmt: skip
+
+
+def deviation(scores, ddof: int = 1) -> float | None:
+    return float(np.std(scores, ddof=ddof)) if len(scores) > 1 else None
 
 
 def unit_means(units: Units) -> np.ndarray:

@@ -8,9 +8,8 @@ all ranks while one writes a checkpoint; then the same command is given again. W
 result must be those of an uninterrupted run, bit for bit. Exit code 0: all kills survived; 1: not all.
 """
 
-from __future__ import annotations
-
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -57,12 +56,10 @@ def processes_of(output: Path) -> dict[int, int]:
     """Every live process that names the folder on its command line (launcher, ranks, loader workers): its parent."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):  # it ended while we looked
             if str(output) in (place / "cmdline").read_text():
                 state, parent = (place / "stat").read_text().rpartition(")")[2].split()[:2]
                 found |= {} if state == "Z" else {int(place.name): int(parent)}
-        except OSError:
-            pass  # it ended while we looked
     return found
 
 
@@ -92,12 +89,11 @@ def lines_of(path: Path) -> int:
 
 def unequal(one, other, where: str = "") -> list[str]:
     """The places in which nested containers differ by a bit; times are left out."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):
         keys = (one.keys() | other.keys()) - TIMES
         return [place for key in keys for place in unequal(one.get(key), other.get(key), f"{where}.{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [place for number, pair in pairs for place in unequal(*pair, f"{where}.{number}")]
     tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
     same = torch.equal(one, other) if tensors else type(one) is type(other) and one == other
     return [] if same else [where]

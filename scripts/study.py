@@ -10,17 +10,16 @@ finished, if its config is still the study's, and goes on with the rest. Finetun
 one process, and starts sooner.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -34,19 +33,6 @@ from utils.loop import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG, LOG_LINES = "console.log", 15
-
-
-def expected_seconds(grid: Grid, runs: list[Planned]):
-    """A function of a run: what those of its arm that have finished took, else those of its entry, else the study's."""
-    known = [(run.folder.parent, run.entry, run.seconds()) for run in runs if run.seconds() is not None]
-
-    def of(run: Planned) -> float:
-        stated = 60 * (grid.pretrain_minutes if run.entry == "pretrain.py" else grid.finetune_minutes)
-        arm = [seconds for folder, _, seconds in known if folder == run.folder.parent]
-        took = arm or [seconds for _, entry, seconds in known if entry == run.entry]
-        return sum(took) / len(took) if took else stated
-
-    return of
 
 
 def command(run: Planned, processes: int) -> list[str]:
@@ -73,7 +59,7 @@ def start(run: Planned, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def execute(grid: Grid, runs: list[Planned], jobs: int, gpus: int) -> tuple[dict[Planned, str], bool]:
+def execute(runs: list[Planned], jobs: int, gpus: int) -> tuple[dict[Planned, str], bool]:
     """Do what is not finished, `jobs` at once. Returns: what failed, and why; whether we were asked to stop."""
     done, running, failed, stopping = {run for run in runs if run.finished()}, {}, {}, False
     waiting = [run for run in runs if run not in done]
@@ -103,20 +89,9 @@ def execute(grid: Grid, runs: list[Planned], jobs: int, gpus: int) -> tuple[dict
                     failed |= {later: "not run: its pretraining failed" for later in waiting if later.needs is run}
                     waiting = [later for later in waiting if later not in failed]
                 how = "finished" if run in done else failed.get(run, "stopped")
-                told = f"{run.name} {how} in {rounded(time.monotonic() - began)}; {len(failed)} failed"
-                left = rounded(seconds_left(grid, runs, waiting, running) / jobs)
-                print(f"[{len(done)}/{len(runs)}] {told}; eta {left}", flush=True)
+                took = f"{(time.monotonic() - began) / 60:.1f} min"
+                print(f"[{len(done)}/{len(runs)}] {run.folder} {how} in {took}; {len(failed)} failed", flush=True)
     return failed, stopping
-
-
-def seconds_left(grid: Grid, runs: list[Planned], waiting: list[Planned], running: dict) -> float:
-    of = expected_seconds(grid, runs)
-    begun = sum(max(0.0, of(run) - (time.monotonic() - began)) for run, (*_, began) in running.items())
-    return begun + sum(map(of, waiting))
-
-
-def rounded(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
 
 
 def report(failed: dict[Planned, str]) -> None:
@@ -142,45 +117,49 @@ def publish(grid: Grid, runs: list[Planned], output: Path) -> None:
         name = f"{run.entry.removesuffix('.py')}_{run.folder.parent.name}.yaml"
         shutil.copyfile(run.folder / "config.yaml", output / "configs" / name)
         if run.needs:  # as summarize.py looks for it beside results.csv
-            shutil.copyfile(
-                run.folder / "pretraining.yaml", (output / "configs" / name).with_suffix(".pretraining.yaml")
-            )
+            beside = (output / "configs" / name).with_suffix(".pretraining.yaml")
+            shutil.copyfile(run.folder / "pretraining.yaml", beside)
     print(f"\n{table}\n\n{len(finished)} of {len(runs)} runs; written to {output}: table.md, results.csv, configs/")
 
 
 def list_runs(grid: Grid, runs: list[Planned], jobs: int) -> None:
-    """What --dry-run shows."""
-    of, total = expected_seconds(grid, runs), 0.0
+    """What --dry-run shows; a run is to take what those of its arm took, else those of its entry, else the study's."""
+    took = defaultdict(list)
     for run in runs:
+        for like in (run.folder.parent, run.entry) if run.seconds() else ():
+            took[like].append(run.seconds())
+    total = 0.0
+    for run in runs:
+        stated = 60 * (grid.pretrain_minutes if run.entry == "pretrain.py" else grid.finetune_minutes)
+        expected = statistics.mean(took[run.folder.parent] or took[run.entry] or [stated])
         state = "finished" if run.finished() else "unfinished" if (run.folder / "checkpoints").is_dir() else "to do"
-        total += 0 if state == "finished" else of(run)
-        print(f"{state:10}  {of(run) / 60:8.1f} min  {run.folder}")
+        total += 0 if state == "finished" else expected
+        print(f"{state:10}  {expected / 60:8.1f} min  {run.folder}")
     print(f"{len(runs)} runs; about {total / 60:.0f} minutes left in all, {total / 60 / jobs:.0f} with --jobs {jobs}")
 
 
 def print_commands(grid: Grid, runs: list[Planned], output: Path) -> None:
     """The lines of what is not finished; and lists of all runs, whose numbers stay, for SLURM arrays of those."""
     output.mkdir(parents=True, exist_ok=True)
-    launcher = f"torchrun --standalone --nproc_per_node={grid.processes} " if grid.processes > 1 else "python "
+    launcher = f"torchrun --standalone --nproc_per_node={grid.processes}" if grid.processes > 1 else "python"
     lists = {
         "pretrain": [run for run in runs if run.entry == "pretrain.py"],
         "finetune_scratch": [run for run in runs if run.entry == "finetune.py" and not run.needs],
         "finetune": [run for run in runs if run.needs],
     }
-    arrays = []
+    arrays = ["# or as SLURM arrays:"]
     for name, listed in lists.items():
-        lines, to_do = [shlex.join([run.entry, *run.words]) for run in listed], [not run.finished() for run in listed]
-        print(
-            "".join(f"{launcher}{line} --resume auto\n" for line, due in zip(lines, to_do, strict=True) if due), end=""
-        )
+        lines = [shlex.join([run.entry, *run.words]) for run in listed]
+        due = [number for number, run in enumerate(listed) if not run.finished()]
+        for number in due:
+            print(f"{launcher} {lines[number]} --resume auto")
         path = output / f"{name}.txt"
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        numbers = ",".join(str(number) for number, due in enumerate(to_do, 1) if due)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         # afterany: where one pretraining failed, its finetunings say so themselves, and the others run.
         after = "--dependency=afterany:JOB_ID_OF_PRETRAIN " if name == "finetune" else ""
-        gpus = f"--gpus-per-node={grid.processes} --array={numbers}"
-        arrays += [f"# sbatch {after}{gpus} scripts/slurm.sbatch {shlex.quote(str(path))}"] if numbers else []
-    print("\n".join(["# or as SLURM arrays:", *arrays]))
+        gpus = f"--gpus-per-node={grid.processes} --array={','.join(str(number + 1) for number in due)}"
+        arrays += [f"# sbatch {after}{gpus} scripts/slurm.sbatch {shlex.quote(str(path))}"] if due else []
+    print("\n".join(arrays))
 
 
 def main(argv: list[str]) -> int:
@@ -205,7 +184,7 @@ def main(argv: list[str]) -> int:
     if jobs > most:
         what = f"{there} GPUs for {gpus} a job" if gpus else f"{available_cores()} CPU cores"
         raise UserError(f"--jobs {jobs}: must be from 1 to {most}: this machine has {what} (--gpus-per-job)")
-    failed, stopped = execute(grid, runs, jobs, gpus)
+    failed, stopped = execute(runs, jobs, gpus)
     publish(grid, runs, output)
     report(failed)
     if stopped:

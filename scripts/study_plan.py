@@ -1,8 +1,5 @@
 """What a study's YAML asks for: its grid, and the run of each cell with its command line and config."""
 
-from __future__ import annotations
-
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
-from scripts.config_diff import differing, resolved
+from scripts.config_diff import differing, read_json, resolved
 from utils.config import build, parse_command_line, read_yaml, show, to_dict
 from utils.errors import UserError
 from utils.run import flat
@@ -53,11 +50,7 @@ class Planned:
     folder: Path
     words: list[str]
     config: PretrainConfig | FinetuneConfig
-    needs: Planned | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
+    needs: "Planned | None"
 
     def finished(self) -> bool:
         """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
@@ -69,17 +62,14 @@ class Planned:
             changed |= {f"pretraining's {key}": pair for key, pair in pretraining.items()}
         if changed:
             listed = "; ".join(f"{key}: {show(before)} -> {show(now)}" for key, (before, now) in changed.items())
-            raise UserError(
-                f"{self.folder}: finished with another config than the study's ({listed}); take the change back, or "
-                "remove this folder, or give another --output-dir"
-            )
+            remedy = "take the change back, or remove this folder, or give another --output-dir"
+            raise UserError(f"{self.folder}: finished with another config than the study's ({listed}); {remedy}")
         return True
 
     def seconds(self) -> float | None:
         """What the run took; None if it has not finished, or was resumed, so that its last part alone was timed."""
-        path = self.folder / "result.json"
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"resumed": True}
-        return None if result.get("resumed") else result["seconds"]
+        result = read_json(self.folder / "result.json")
+        return None if result.get("resumed") else result.get("seconds")
 
 
 def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
@@ -92,14 +82,11 @@ def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
 
 def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
     """Settings and runs, each pretraining before its finetunings. Raises: UserError naming the key that is wrong."""
-    values = read_yaml(path)
-    grid = build(
-        StudyConfig, {k: v for k, v in values.items() if k.split(".")[0] not in ("pretrainings", "arms")}
-    ).study
-    named = {
-        section: {key.split(".", 1)[1]: value for key, (value, _) in values.items() if key.startswith(f"{section}.")}
-        for section in ("pretrainings", "arms")
-    }
+    values, named = read_yaml(path), {"pretrainings": {}, "arms": {}}
+    for section, texts in named.items():
+        for key in [key for key in values if key.startswith(f"{section}.")]:
+            texts[key.removeprefix(f"{section}.")] = values.pop(key)[0]
+    grid = build(StudyConfig, values).study
     check(bool(named["arms"]), path, "arms", "must name at least one arm")
     for name, words in named["pretrainings"].items():
         check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
@@ -112,6 +99,11 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
     used = {arm.get("pretraining") for arm in named["arms"].values()}
     check(used - {None} == set(named["pretrainings"]), path, "pretrainings", "one is used by no arm; remove it")
     check(set(grid.baseline) <= set(named["arms"]), path, "study.baseline", "must name arms")
+
+    def finetuning(name: str, folder: str, seed: int, needs: Planned | None = None) -> Planned:
+        words = f"{grid.finetune} {named['arms'][name].get('finetune', '')} run.seed={seed}"
+        return planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / folder, words, needs)
+
     runs = []
     for p in grid.pretrain_seeds if named["pretrainings"] else ():
         pretrained = {
@@ -120,15 +112,11 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
             for name, words in named["pretrainings"].items()
         }  # fmt: skip
         runs += pretrained.values()
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" in arm):
-            for seed in (1000 * p + f for f in grid.finetune_seeds):
-                words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-                folder = output / "finetune" / name / f"p{p}_f{seed}"
-                runs.append(planned(path, f"arms.{name}", "finetune.py", folder, words, pretrained[arm["pretraining"]]))
-    for seed in grid.scratch_seeds:
-        for name, arm in ((name, arm) for name, arm in named["arms"].items() if "pretraining" not in arm):
-            words = f"{grid.finetune} {arm.get('finetune', '')} run.seed={seed}"
-            runs.append(planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / f"f{seed}", words))
+        for name, arm in named["arms"].items():
+            for seed in (1000 * p + f for f in grid.finetune_seeds if "pretraining" in arm):
+                runs.append(finetuning(name, f"p{p}_f{seed}", seed, pretrained[arm["pretraining"]]))
+    scratch = [name for name, arm in named["arms"].items() if "pretraining" not in arm]
+    runs += [finetuning(name, f"f{seed}", seed) for seed in grid.scratch_seeds for name in scratch]
     return grid, runs
 
 

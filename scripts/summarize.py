@@ -12,8 +12,6 @@ common, since equal seeds then mean a common start and order of images; else by 
 comparisons of one table; intervals are of one comparison each.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
@@ -26,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import FREE_TO_CHANGE
-from scripts.config_diff import differing, resolved
+from scripts.config_diff import differing, read_json, resolved
 from scripts.statistics_of_runs import compare, describe, holm
 from scripts.summary_tables import SELECTED, to_markdown
 from utils.config import show
@@ -46,6 +44,14 @@ class Arm:
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # size -> unit -> finetuning -> top-1
     facts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
+    def note(self, facts: dict[str, str]) -> None:
+        for key, value in facts.items():
+            self.facts[key].add(value)
+
+    def told(self, least: int = 1) -> dict[str, str]:
+        """All facts as text; with `least` = 2 those in which its own runs differ."""
+        return {key: " | ".join(sorted(seen)) for key, seen in self.facts.items() if len(seen) >= least}
+
     def units(self, size: str) -> dict[str, list[float]]:
         return {unit: list(scores.values()) for unit, scores in self.scores.get(size, {}).items()}
 
@@ -57,12 +63,12 @@ def read_arms(paths: list[Path]) -> dict[str, Arm]:
         if path.is_file():
             read_csv(path, arms)
             continue
-        runs = [path] if (path / "result.json").is_file() else sorted(file.parent for file in path.rglob("result.json"))
-        results = {run: json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs}
-        results = {run: result for run, result in results.items() if "results" in result}  # not a pretraining's
-        if not results:
+        runs = sorted(file.parent for file in path.rglob("result.json"))
+        found = {run: read_json(run / "result.json") for run in runs}
+        finetunings = {run: result for run, result in found.items() if "results" in result}
+        if not finetunings:
             raise UserError(f"{path}: no result.json of a finetuning there; the run has not finished, or is no run")
-        for run, result in results.items():
+        for run, result in finetunings.items():
             add_run(run, result, arms)
     return arms
 
@@ -79,15 +85,12 @@ def read_csv(path: Path, arms: dict[str, Arm]) -> None:
         try:
             *words, top1 = *(row[name].strip() for name in COLUMNS[:4]), float(row["top1"])
         except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: must have {len(COLUMNS)} cells, top1 a number ({error})"
-            ) from error
+            raise UserError(f"{path}, line {number}: must have 5 cells, top1 a number ({error})") from error
         add(arms, *words, top1, f"{path}, line {number}")
     for name in {row["arm"].strip() for row in rows}:
         config = path.parent / "configs" / f"finetune_{name}.yaml"
         if config.is_file():
-            for key, value in facts_of(str(config), config.with_suffix(".pretraining.yaml"))[0].items():
-                arms[name].facts[key].add(value)
+            arms[name].note(facts_of(str(config), config.with_suffix(".pretraining.yaml"))[0])
 
 
 def facts_of(config_file: str, pretraining_file: Path) -> tuple[dict[str, str], dict, dict]:
@@ -105,9 +108,9 @@ def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
     facts, config, pretraining = facts_of(str(run), run / "pretraining.yaml")
     recipe = {key: {value} for key, value in facts.items()}
     facts |= provenance(result, "")
-    beside = Path(config["run.weights"]).parent.parent / "result.json" if pretraining else None
-    if beside and beside.is_file():
-        facts |= provenance(json.loads(beside.read_text(encoding="utf-8")), "pretraining's ")
+    if pretraining:
+        beside = Path(config["run.weights"]).parent.parent / "result.json"
+        facts |= provenance(read_json(beside), "pretraining's ")
     in_study = re.fullmatch(r"(p\d+_)?f\d+", run.name)
     recipes = {name: {k: v for k, v in arm.facts.items() if not is_provenance(k)} for name, arm in arms.items()}
     alike = (name for name, theirs in recipes.items() if recipe == theirs)
@@ -116,11 +119,10 @@ def add_run(run: Path, result: dict, arms: dict[str, Arm]) -> None:
     chosen = "given" not in result.get("val_resize_size", {}).get("chosen", "given")
     for row in result["results"]:
         name = arm_name + (" (ema)" if row["weights"] == "ema" else "")
-        size = f"{row['val_resize_size']} ({SELECTED})" if chosen else str(row["val_resize_size"])
+        size = SELECTED if chosen else str(row["val_resize_size"])
         seed = show(pretraining["run.seed"]) if pretraining else ""
         add(arms, name, seed, show(config["run.seed"]), size, row["top1"], str(run))
-        for key, value in facts.items():
-            arms[name].facts[key].add(value)
+        arms[name].note(facts)
 
 
 def provenance(result: dict, whose: str) -> dict[str, str]:
@@ -143,7 +145,6 @@ def add(arms: dict[str, Arm], name: str, pretrain_seed: str, finetune_seed: str,
     arm = arms.setdefault(name, Arm(bool(pretrain_seed)))
     if arm.pretrained != bool(pretrain_seed):
         raise UserError(f"{origin}: arm {name} has runs with and without a pretrain_seed; give them two names")
-    size = SELECTED if size.endswith(f"({SELECTED})") else size
     scores = arm.scores.setdefault(size, {}).setdefault(pretrain_seed or finetune_seed, {})
     if finetune_seed in scores:
         which = f"pretrain_seed {pretrain_seed or 'none'}, finetune_seed {finetune_seed}, size {size}"
@@ -159,15 +160,15 @@ def confounds(base: Arm, arm: Arm, factors: list[str]) -> tuple[dict[str, str], 
     """
     if not base.facts or not arm.facts:
         return {}, "not checked: no configs"
-    values = [{key: " | ".join(sorted(seen)) for key, seen in one.facts.items()} for one in (base, arm)]
+    values = [one.told() for one in (base, arm)]
     if base.pretrained != arm.pretrained:  # the pretraining as a whole is what differs
         values = [{key: text for key, text in one.items() if not key.startswith("pretraining.")} for one in values]
     shared = values[0].keys() & values[1].keys()
-    differences = differing(*values) | {key: (values[0][key],) * 2 for key in shared if " | " in values[0][key]}
-    differences = {
-        key: pair for key, pair in differences.items() if not key.startswith("pretraining's") or key in shared
-    }
-    told = {key: f"{before} -> {after}" for key, (before, after) in differences.items()}
+    differences = differing(*values) | {key: (values[0][key],) * 2 for key in shared & base.told(2).keys()}
+    told = {
+        key: f"{before} -> {after}" for key, (before, after) in differences.items()
+        if key in shared or not key.startswith("pretraining's")
+    }  # fmt: skip
     recipe = [key for key in told if not is_provenance(key)]
     fair = len(recipe) <= 1 if not factors else any(covers(factor, recipe) for factor in factors)
     warnings = [] if fair else ["more than the studied factor differs"]
@@ -202,8 +203,7 @@ def summarize(arms: dict[str, Arm], baselines: list[str], factors: list[str], di
         there = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}
         described = {name: describe(units, arms[name].pretrained) for name, units in there.items()}
         for name, arm in described.items():
-            mixed = {key: " | ".join(sorted(seen)) for key, seen in arms[name].facts.items() if len(seen) > 1}
-            arm["notes"] += [f"its runs differ in {key}: {seen}" for key, seen in mixed.items()]
+            arm["notes"] += [f"its runs differ in {key}: {seen}" for key, seen in arms[name].told(2).items()]
         rows = []
         cells = {
             (name, base): (there[name], there[base], arms[name].pretrained == arms[base].pretrained)
@@ -226,9 +226,8 @@ def to_csv(arms: dict[str, Arm]) -> str:
     writer.writerow(COLUMNS)
     for name, arm in arms.items():
         for size, units in arm.scores.items():
-            label = f"({SELECTED})" if size == SELECTED else size
             for unit, scores in units.items():
-                writer.writerows((name, unit if arm.pretrained else "", seed, label, s) for seed, s in scores.items())
+                writer.writerows((name, unit if arm.pretrained else "", seed, size, s) for seed, s in scores.items())
     return text.getvalue()
 
 
@@ -237,9 +236,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUNS_OR_CSV")
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     parser.add_argument("--baseline", nargs="+", default=[], metavar="ARM", help="what every other arm is compared to")
-    parser.add_argument(
-        "--factor", nargs="+", default=[], metavar="KEY", help="keys whose effect is studied; KEY+KEY is one factor"
-    )
+    parser.add_argument("--factor", nargs="+", default=[], metavar="KEY", help="keys studied; KEY+KEY is one factor")
     parser.add_argument("--difference", type=float, metavar="D", help="how many units would detect D points?")
     arguments = parser.parse_args(argv)
     if arguments.difference is not None and not arguments.difference > 0:
