@@ -4,8 +4,8 @@ import torch
 
 
 def unit_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [0, 1]."""
-    return images.float() / 255
+    """uint8 to float32 in [0, 1], CHW in memory whatever it was: the filter's products and transforms want that."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 class Normalizer:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.decode import decode_image
 from data.folder import ImageFolder
@@ -77,6 +77,12 @@ def fixed_images(folder: ImageFolder, count: int, size: int, interpolation: str)
     return torch.stack(crops) if crops else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
 
+def collate(samples: list[tuple]) -> list:
+    """default_collate's batch, whose images (B, …, 3, S, S) are HWC in memory as they come from decoder and resize."""
+    images, *rest = default_collate([(image.movedim(-3, -1), *others) for image, *others in samples])
+    return [images.movedim(-1, -3), *rest]
+
+
 def batch_loader(
     samples: Dataset, batches, workers: int, device: torch.device, timeout_minutes: float = 0
 ) -> DataLoader:
@@ -86,6 +92,6 @@ def batch_loader(
     """
     return DataLoader(
         samples, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
-        worker_init_fn=shield_worker, prefetch_factor=4 if workers else None,
+        collate_fn=collate, worker_init_fn=shield_worker, prefetch_factor=4 if workers else None,
         timeout=60 * timeout_minutes if workers else 0,
     )  # fmt: skip

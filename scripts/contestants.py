@@ -25,7 +25,7 @@ from data.folder import ImageFolder
 from data.frequency_filter import FrequencyFilter
 from data.geometry import train_transform
 from data.index import cache_file
-from data.samples import EvaluationSamples, TrainingSamples, filter_coin
+from data.samples import EvaluationSamples, TrainingSamples, collate, filter_coin
 from losses.frequency import MaskedFrequencyLoss
 from models.resnet import masked_frequency_model
 from pretrain import pretraining_loss
@@ -39,10 +39,10 @@ MEAN, STD, CROP_RATIO, ASPECT = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], (0
 Task = tuple[Callable[[], object], int]
 
 
-def in_rounds(images: int, load: Callable[[int], object], total: int) -> Task:
+def in_rounds(images: int, load: Callable[[int], object], total: int, batch_of: Callable = collate) -> Task:
     """Load so many images more each time, round and round, as a batch."""
     numbers = itertools.cycle(range(total))
-    return lambda: default_collate([load(number) for number in itertools.islice(numbers, images)]), images
+    return lambda: batch_of([load(number) for number in itertools.islice(numbers, images)]), images
 
 
 def our_input(s: dict) -> Task:
@@ -59,13 +59,13 @@ def pil_input(s: dict) -> Task:
     crop = pil_transforms.RandomResizedCrop(s["size"], CROP_RATIO, ASPECT, InterpolationMode(s["interpolation"]))
     rest = [pil_transforms.RandomHorizontalFlip(), pil_transforms.ToTensor(), pil_transforms.Normalize(MEAN, STD)]
     folder = TorchvisionFolder(s["data_path"], pil_transforms.Compose([crop, *rest]))
-    return in_rounds(s["images"], folder.__getitem__, len(folder))
+    return in_rounds(s["images"], folder.__getitem__, len(folder), default_collate)
 
 
 def decoding_alone(s: dict) -> Task:
     torch.set_num_threads(1)
     folder = ImageFolder(s["data_path"])
-    return in_rounds(s["images"], lambda number: decode_image(folder.path(number)) is None, len(folder))
+    return in_rounds(s["images"], lambda number: decode_image(folder.path(number)) is None, len(folder), len)
 
 
 def evaluation_input(s: dict) -> Task:

@@ -70,7 +70,7 @@ def allocated(task: Callable, settings: dict, trace: str) -> dict:
     return {"most_mb": round(most / 1e6, 1), "left_mb": round(now / 1e6, 1)}
 
 
-def spread(values: list[float], digits: int = 4) -> dict[str, float]:
+def spread(values: list[float], digits: int = 3) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     found = {"median": median, "quartiles": [low, high], "least": min(values), "most": max(values)}
     return {k: [round(x, digits) for x in v] if k == "quartiles" else round(v, digits) for k, v in found.items()}
@@ -90,7 +90,7 @@ def against(ours: Callable, theirs: Callable, settings: dict, memory: bool = Fal
             seconds[name] += [took] if turn >= 0 else []
     pairs = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     found = {"ours": ours.__name__, "theirs": theirs.__name__, "theirs_over_ours": spread(pairs), "pairs": len(pairs)}
-    found |= {f"{name}_ms": spread([1000 * x for x in values]) for name, values in seconds.items()}
+    found |= {f"{name}_ms": spread([1000 * x for x in values], 7) for name, values in seconds.items()}
     if memory:
         found["memory"] = {name: side.ask("memory") for name, side in sides.items()}
     if settings.get("profile"):

