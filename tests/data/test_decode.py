@@ -6,9 +6,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import decode_image
+from data.decode import decode_image, pixels_of_jpeg
 from utils.errors import UserError
 
 WIDTH, HEIGHT = 24, 20
@@ -175,3 +177,30 @@ def test_missing_file_is_named(tmp_path, name):
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
         decode_image(str(tmp_path / name))
+
+
+SIDES = st.integers(1, 300)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIDES, SIDES, st.booleans(), st.integers(1, 100), st.booleans(), st.binary(max_size=99))
+def test_pixels_of_a_jpeg_are_read_from_its_header(width, height, progressive, quality, gray, comment):
+    file = io.BytesIO()
+    image = Image.new("L" if gray else "RGB", (width, height))
+    image.save(file, "JPEG", progressive=progressive, quality=quality, comment=comment)
+    assert pixels_of_jpeg(np.frombuffer(file.getvalue(), np.uint8)) == width * height
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x02", b"\xff\xd8\xff\xff"]))
+def test_what_does_not_begin_as_a_jpeg_does_is_left_to_pillow(rest, start):
+    """A frame header is taken for one only after whole segments; nothing here ends in an error."""
+    found = pixels_of_jpeg(np.frombuffer(start + rest, np.uint8))
+    assert found == float("inf") or start == b"\xff\xd8\xff\xe0\x00\x02" or (start + rest)[:3] == b"\xff\xd8\xff"
+
+
+@pytest.mark.parametrize("before", [b"\xff\xd0", b"\xff\x01\x00\x02", b"\xff\xff", b"\x00", b"\xff\xd9"])
+def test_a_jpeg_that_hides_its_frame_is_left_to_pillow(before):
+    """Else a second, larger frame could follow one that only we see."""
+    frame = b"\xff\xc0\x00\x11\x08" + (2).to_bytes(2, "big") * 2 + b"\x03" + bytes(9)
+    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + frame, np.uint8)) == 4
+    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + before + frame, np.uint8)) == float("inf")

@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 class Endless(torch.utils.data.Dataset):
     def __getitem__(self, key):
-        return torch.zeros(3)
+        return torch.zeros(3, 8, 8), 0
 
 def main(argv):
     batches = iter(batch_loader(Endless(), [[key] for key in range(1000)], 1, torch.device("cpu")))
@@ -102,7 +102,7 @@ def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, told):
 
 def test_a_killed_loader_worker_is_told_of():
     """For real: the worker kills itself as the kernel would."""
-    program = PROGRAM.replace("return torch.zeros(3)", "import os; os.kill(os.getpid(), 9)")
+    program = PROGRAM.replace("return torch.zeros(3, 8, 8), 0", "import os; os.kill(os.getpid(), 9)")
     ended = subprocess.run(
         [sys.executable, "-c", program, "user"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
