@@ -1,5 +1,6 @@
 """Every file a folder of photographs may hold arrives as (3, H, W) uint8 RGB, or as an error that names it."""
 
+import io
 import struct
 import zlib
 
