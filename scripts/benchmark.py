@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import Logging, PretrainConfig
@@ -50,11 +50,9 @@ def photographs(settings: dict, folder: str) -> dict:
 
 def compare_input(settings: dict, folder: str) -> dict:
     s = photographs(settings, folder)
-    return {
-        "settings": s, "against_pil": against(contestants.our_input, contestants.pil_input, s),
-        "against_decoding_alone": against(contestants.our_input, contestants.decoding_alone, s),
-        "pixel_difference_from_pil": contestants.pixel_difference(s),
-    }  # fmt: skip
+    found = {"settings": s, "against_pil": against(contestants.our_input, contestants.pil_input, s)}
+    found["against_decoding_alone"] = against(contestants.our_input, contestants.decoding_alone, s)
+    return found | {"pixel_difference_from_pil": contestants.pixel_difference(s)}
 
 
 def compare_filter_loss(settings: dict, _folder: str) -> dict:
@@ -80,27 +78,12 @@ def real_steps(ranks: int, s: dict, folder: Path) -> dict:
     output, train, batch = folder / f"ranks_{ranks}", folder / "data" / "train", 2 * s["batch"]
     train.parent.mkdir(exist_ok=True)
     train.exists() or train.symlink_to(Path(s["data_path"]).resolve())
-    steps = {"logging.every_steps": 1, "schedule.epochs": s["pairs"], "schedule.warmup_epochs": 0}
-    words = [f"{key}={value}" for key, value in (steps | {"logging.pictures_every_steps": "null"}).items()]
-    words += [f"train.batch_size={batch}", f"train.images_per_device={batch // max(s['ranks'])}", "data.workers=1"]
-    where = [
-        "--config",
-        "configs/pretrain_resnet50.yaml",
-        "--data-path",
-        str(train.parent),
-        "--output-dir",
-        str(output),
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        "pretrain.py",
-    ]
-    words += [f"model.name={s['model']}", "checkpoint.every_minutes=1e6", f"run.device={s['device']}"]
-    job = subprocess.Popen([*command, *where, *words], stdout=subprocess.DEVNULL)
+    words = f"""-m torch.distributed.run --standalone --nproc_per_node={ranks} pretrain.py
+        --config configs/pretrain_resnet50.yaml model.name={s["model"]} run.device={s["device"]} data.workers=1
+        train.batch_size={batch} train.images_per_device={batch // max(s["ranks"])} schedule.epochs={s["pairs"]}
+        schedule.warmup_epochs=0 logging.every_steps=1 logging.pictures_every_steps=null checkpoint.every_minutes=1e6"""
+    command = [sys.executable, *words.split(), "--data-path", str(train.parent), "--output-dir", str(output)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     log, lines = output / "log.jsonl", []
     while job.poll() is None and len(lines) < s["pairs"] + WARM_UP:
         time.sleep(1)
@@ -134,24 +117,20 @@ def compare_startup(settings: dict, folder: str) -> dict:
     ImageFolder(str(root))
     found["from_cache"] = against(contestants.cached_listing, contestants.torchvision_listing, s)
     for name, make in (("ours", ImageFolder), ("theirs", contestants.TorchvisionFolder)):
-        found[f"worker_growth_mb_{name}"] = worker_growth(make(str(root)))
+        grown = partial(growth, make(str(root)))  # in each of two loader workers
+        found[f"worker_growth_mb_{name}"] = [*DataLoader(range(2), None, num_workers=2, collate_fn=grown)]
     for figures in (found["listing"], found["from_cache"]):  # of all files
         for side in ("ours_ms", "theirs_ms"):
             figures[side.replace("ms", "seconds_in_all")] = round(figures[side]["median"] * s["files"] / 1000, 3)
     return found
 
 
-class Touched(Dataset):
-    """Each number asks for every entry of a folder, and gives the private memory of the worker, before and after."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __getitem__(self, _number: int) -> tuple[float, float]:
-        before = private_mb()
-        for entry in range(len(self.folder)):
-            self.folder.path(entry) if isinstance(self.folder, ImageFolder) else self.folder.samples[entry]
-        return before, private_mb()
+def growth(folder, _number: int) -> float:
+    """MB of private memory that a process gains by asking for every entry of a folder."""
+    before = private_mb()
+    for entry in range(len(folder)):
+        folder.path(entry) if isinstance(folder, ImageFolder) else folder.samples[entry]
+    return round(private_mb() - before, 1)
 
 
 def private_mb() -> float:
@@ -160,16 +139,10 @@ def private_mb() -> float:
     return sum(int(kb) for kb in re.findall(r"Private_\w+: +(\d+) kB", told)) / 1000
 
 
-def worker_growth(folder) -> list[float]:
-    loader = DataLoader(Touched(folder), batch_size=None, sampler=range(2), num_workers=2)
-    return [round(after - before, 1) for before, after in loader]
-
-
 def pictures(settings: dict, folder: str) -> dict:
     """One event of `logging.pictures_every_steps`, and its share of the time of training, at a step of that batch."""
     words = ["--config", settings["config"], f"run.device={settings['device']}", "--output-dir", folder]
-    config = parse_command_line(PretrainConfig, words, "")
-    config = replace(config, logging=replace(config.logging, pictures_every_steps=1))
+    config = parse_command_line(PretrainConfig, [*words, "logging.pictures_every_steps=1"], "")
     run = open_run(config)
     config = resolved(config, settings["batch"], run.dtype)
     s = settings | {"size": config.data.train_crop_size, "precision": config.train.precision}
@@ -178,12 +151,10 @@ def pictures(settings: dict, folder: str) -> dict:
     batch, loss_of = contestants.half_batch(s), pretraining_loss(config, run.world.device)
     train = ImageFolder(str(Path(config.data.data_path) / "train"))
     show = pictures_of(config, run, log, state.model, train, 10**9)
-    took = {"step": [], "event": []}
+    tasks = {"step": lambda: training_step(state, 0, 1e-4, [batch], loss_of), "event": lambda: show(1)}
+    took = {name: [] for name in tasks}
     for turn in range(-WARM_UP, s["pairs"]):
-        for name, task in (
-            ("step", lambda: training_step(state, 0, 1e-4, [batch], loss_of)),
-            ("event", lambda: show(1)),
-        ):
+        for name, task in tasks.items():
             began = time.perf_counter()
             task()
             synchronize(s)
@@ -209,41 +180,36 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     of = {name: commands.add_parser(name, help=told) for name, (_, told) in COMMANDS.items()}
     of["plan"] = plan.add_arguments(commands.add_parser("plan", help="what training would cost"))
-    for name, command in of.items():
-        command.add_argument("--json", type=Path, help="file for the figures")
-        if name == "plan":
-            continue
-        command.add_argument(
-            "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
-        )
-        command.add_argument("--pairs", type=int, default=20, help="neighbours that are compared")
-        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side on a CPU")
-        command.add_argument("--size", type=int, default=224, help="pixels of a crop's side")
-    for name in ("input", "eval", "step"):
-        of[name].add_argument("--data-path", help="a folder with class folders; else photographs of scikit-image's")
-    for name in ("input", "eval"):
-        of[name].add_argument("--images", type=int, default=100, help="of one turn")
-        of[name].add_argument("--interpolation", default="bicubic", choices=("bicubic", "bilinear"))
-    of["eval"].add_argument("--resize-sizes", type=int, nargs="+", default=[235, 234, 236], help="the first one alone")
-    of["filter-loss"].add_argument("--batch", type=int, nargs="+", default=[16, 128], help="images")
-    of["step"].add_argument("--model", default="resnet50", help="a torchvision ResNet")
-    of["step"].add_argument("--precision", default="auto", help="ours: auto, float32, bfloat16 or float16")
-    of["step"].add_argument("--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
-    of["step"].add_argument("--profile", help="file for a trace of one of our steps")
-    of["pictures"].add_argument("--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
-    for name in ("step", "pictures"):
-        of[name].add_argument("--batch", type=int, default=16, help="images of a step")
-    of["startup"].add_argument("--files", type=int, default=1_281_167)
-    of["startup"].add_argument("--classes", type=int, default=1000)
+
+    def add(names: str, flag: str, **more) -> None:
+        for name in names.split() or COMMANDS:
+            of[name].add_argument(flag, **more)
+
+    add("", "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    add("", "--pairs", type=int, default=20, help="neighbours that are compared")
+    add("", "--threads", type=int, default=torch.get_num_threads(), help="of each side on a CPU")
+    add("", "--size", type=int, default=224, help="pixels of a crop's side")
+    add(f"plan {' '.join(COMMANDS)}", "--json", type=Path, help="file for the figures")
+    add("input eval step", "--data-path", help="a folder with class folders; else photographs of scikit-image's")
+    add("input eval", "--images", type=int, default=100, help="of one turn")
+    add("input eval", "--interpolation", default="bicubic", choices=("bicubic", "bilinear"))
+    add("eval", "--resize-sizes", type=int, nargs="+", default=[235, 234, 236], help="the first one alone")
+    add("filter-loss", "--batch", type=int, nargs="+", default=[16, 128], help="images")
+    add("step", "--model", default="resnet50", help="a torchvision ResNet")
+    add("step", "--precision", default="auto", help="ours: auto, float32, bfloat16 or float16")
+    add("step", "--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
+    add("step", "--profile", help="file for a trace of one of our steps")
+    add("pictures", "--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
+    add("step pictures", "--batch", type=int, default=16, help="images of a step")
+    add("startup", "--files", type=int, default=1_281_167)
+    add("startup", "--classes", type=int, default=1000)
     return top
 
 
 def machine() -> dict:
     cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in provenance().items() if key != "world_size"}
-    return kept | {
-        "cpu": cpu[1] if cpu else platform.machine(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+    told = {"cpu": cpu[1] if cpu else platform.machine(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+    return {key: value for key, value in provenance().items() if key != "world_size"} | told
 
 
 def main(argv: list[str]) -> int:

@@ -8,7 +8,6 @@ Exit code 0: nothing found; 1: findings; 2: the folder cannot be checked at all.
 
 import argparse
 import collections
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -45,10 +44,6 @@ def check_image(path: str) -> tuple[str, list[str]]:
     return "", notes
 
 
-def check_images(paths: list[str]) -> list[tuple[str, list[str]]]:
-    return [check_image(path) for path in paths]
-
-
 def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], dict[str, list[str]]]:
     """All findings, a line each, and for each kind of note the images it is true of.
 
@@ -56,9 +51,8 @@ def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], 
     """
     paths = [folder.path(index) for folder in folders for index in range(len(folder))]
     findings, notes = [], collections.defaultdict(list)
-    # What a loader collates are the paths themselves, in its worker processes.
-    checked = DataLoader(paths, 16, num_workers=workers, collate_fn=check_images, worker_init_fn=shield_worker)
-    results = itertools.chain.from_iterable(checked)
+    # What a loader's worker processes collate are the paths themselves, one by one.
+    results = DataLoader(paths, None, num_workers=workers, collate_fn=check_image, worker_init_fn=shield_worker)
     try:
         for path, (finding, told) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
             findings += [finding] if finding else []

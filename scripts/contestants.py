@@ -40,13 +40,13 @@ Task = tuple[Callable[[], object], int]
 
 
 def in_rounds(images: int, load: Callable[[int], object], total: int, batch_of: Callable = collate) -> Task:
-    """Load so many images more each time, round and round, as a batch."""
+    """Load so many images more each time, round and round, as a batch, in one thread."""
+    torch.set_num_threads(1)
     numbers = itertools.cycle(range(total))
     return lambda: batch_of([load(number) for number in itertools.islice(numbers, images)]), images
 
 
 def our_input(s: dict) -> Task:
-    torch.set_num_threads(1)
     folder = ImageFolder(s["data_path"])
     transform = train_transform(s["size"], CROP_RATIO, ASPECT, 0.5, s["interpolation"])
     samples = TrainingSamples(folder, transform, 0, partial(filter_coin, 0, 0.5))
@@ -55,7 +55,6 @@ def our_input(s: dict) -> Task:
 
 def pil_input(s: dict) -> Task:
     """Both public codes' CPU path: PIL decodes and resizes, then floats are made and normalised."""
-    torch.set_num_threads(1)
     crop = pil_transforms.RandomResizedCrop(s["size"], CROP_RATIO, ASPECT, InterpolationMode(s["interpolation"]))
     rest = [pil_transforms.RandomHorizontalFlip(), pil_transforms.ToTensor(), pil_transforms.Normalize(MEAN, STD)]
     folder = TorchvisionFolder(s["data_path"], pil_transforms.Compose([crop, *rest]))
@@ -63,13 +62,11 @@ def pil_input(s: dict) -> Task:
 
 
 def decoding_alone(s: dict) -> Task:
-    torch.set_num_threads(1)
     folder = ImageFolder(s["data_path"])
     return in_rounds(s["images"], lambda number: decode_image(folder.path(number)) is None, len(folder), len)
 
 
 def evaluation_input(s: dict) -> Task:
-    torch.set_num_threads(1)
     folder = ImageFolder(s["data_path"])
     samples = EvaluationSamples(folder, tuple(s["resize_sizes"]), s["size"], s["interpolation"])
     return in_rounds(s["images"], samples.__getitem__, len(folder))
@@ -80,17 +77,16 @@ def pixel_difference(s: dict) -> dict[str, float]:
     crop = (s["size"], CROP_RATIO, ASPECT, InterpolationMode(s["interpolation"]))
     theirs = v2.Compose([v2.RandomResizedCrop(*crop), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     ours = train_transform(s["size"], CROP_RATIO, ASPECT, 0.5, s["interpolation"])
-    folder, most, means, above = ImageFolder(s["data_path"]), 0, [], []
+    folder, differences = ImageFolder(s["data_path"]), []
     for number in range(min(len(folder), s["images"])):
         torch.manual_seed(number)
         one = ours(decode_image(folder.path(number)))
         torch.manual_seed(number)
         other = theirs(Image.open(folder.path(number)).convert("RGB"))
-        difference = (one.int() - other.int()).abs()
-        most = max(most, difference.max().item())
-        means.append(difference.double().mean().item())
-        above.append((difference > 2).double().mean().item())
-    return {"largest": most, "mean": sum(means) / len(means), "share_above_2": sum(above) / len(above)}
+        differences.append((one.int() - other.int()).abs().byte())
+    found = torch.stack(differences)
+    means = {"mean": found.double().mean().item(), "share_above_2": (found > 2).double().mean().item()}
+    return {"largest": found.max().item(), **means}
 
 
 def half_batch(s: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,10 +20,8 @@ else
     if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
         "$python" -m venv --clear "$venv" || { echo "error: no venv; on Debian: apt-get install python3-venv" >&2; exit 2; }
     fi
-    wanted=$(mktemp)
-    echo "$requirements" > "$wanted"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"
-    mv "$wanted" "$venv/installed-requirements.txt"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement <(echo "$requirements")
+    echo "$requirements" > "$venv/installed-requirements.txt"
 fi
 export PATH="$PWD/$venv/bin:$PATH"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # keeps torchrun's warning away; on a CPU a rank takes its share of the cores

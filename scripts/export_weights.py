@@ -6,12 +6,13 @@ python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout 
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
+from torchvision.models import get_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.resnet import STRIDE, masked_frequency_model, resnet
@@ -74,9 +75,12 @@ def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> 
     """Load the file as its reader will, compare outputs of random images with ours; returns what it was loaded into."""
     written = torch.load(output, weights_only=True)
     written = {name.removeprefix("encoder."): tensor for name, tensor in written.get("model", written).items()}
-    make = timm_resnet() if layout == "timm" and what != "pretraining" else None
+    library = get_model
+    if layout == "timm" and what != "pretraining":
+        with contextlib.suppress(ImportError):  # without timm: its names are torchvision's, which checks them too
+            from timm import create_model as library
     with torch.device("meta"):  # without initial weights: every tensor is to come from the file
-        ours, theirs = build(resnet, name, weights, what), build(make, name, weights, what)
+        ours, theirs = build(resnet, name, weights, what), build(library, name, weights, what)
     ours.load_state_dict(weights, assign=True)
     images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
     try:
@@ -85,27 +89,17 @@ def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> 
     except (RuntimeError, AssertionError) as error:
         output.unlink()
         raise UserError(f"{output}: removed, since what was written is not what was to be: {error}") from error
-    return f"{'timm' if make else 'torchvision'}'s {name}, with equal outputs"
+    return f"{library.__module__.partition('.')[0]}'s {name}, with equal outputs"
 
 
 def build(make, name: str, weights: Weights, what: str) -> nn.Module:
-    """A network for this part, by `make(name, classes)`, or by torchvision itself."""
+    """A network for this part, its trunk by `make(name, num_classes=...)`."""
     if what == "pretraining":
         return masked_frequency_model(name, weights["decoder.0.bias"].numel() // STRIDE**2)
-    classes = weights["fc.bias"].numel() if what == "classifier" else 1
-    model = make(name, classes) if make else torchvision.models.get_model(name, weights=None, num_classes=classes)
+    model = make(name, num_classes=weights["fc.bias"].numel() if what == "classifier" else 1)
     if what == "trunk":
         model.fc = nn.Identity()
     return model
-
-
-def timm_resnet():
-    """Makes timm's ResNet by (name, classes). None without timm: its names are torchvision's, which checks them too."""
-    try:
-        import timm
-    except ImportError:
-        return None
-    return lambda name, classes: timm.create_model(name, num_classes=classes)
 
 
 def main(argv: list[str]) -> int:

@@ -1,22 +1,20 @@
 """Fashion-MNIST as an image folder, to try every command without a download (`--help` says how).
 
 Without arguments the bundled sample (ten classes of 400 + 100 images) is unpacked to `sample/` beside `scripts/`.
-With `--source` the original idx files are read instead: to write the whole set, or to make the bundle anew.
+With `--source` the whole set is written, from where torchvision keeps it. The bundle was made from that: the first 400
+images of train and 100 of test of each class, in file order, as an LZMA zip of two .npy files, uint8 (10, n, 28, 28).
 """
 
 import argparse
-import gzip
-import io
 import lzma
-import math
 import shutil
 import sys
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision.datasets import FashionMNIST
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,10 +26,7 @@ BUNDLE = REPOSITORY / "scripts" / "sample_fashion_mnist.npz"
 SAMPLE = REPOSITORY / "sample"
 # In the order of the labels 0 to 9.
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
-SIDE = 28  # pixels
-SPLITS = {"train": "train", "val": "t10k"}  # folder: how its idx files' names begin
-BUNDLED = {"train": 400, "val": 100}  # images of each class
-HOW_TO_GET_IDX = "get the four files from https://github.com/zalandoresearch/fashion-mnist again"
+SPLITS = ("train", "val")
 
 Split = list[np.ndarray]  # for each class its images in file order, uint8 (images, 28, 28)
 
@@ -39,83 +34,34 @@ Split = list[np.ndarray]  # for each class its images in file order, uint8 (imag
 def main(argv: list[str]) -> None:
     """What the command line asks for; prints what was done and where. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="folder with the four idx files, .gz or not, or torchvision's root")
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--output", type=Path, help=f"folder to write train/ and val/ to (default: {SAMPLE.name}/)")
-    target.add_argument("--rebuild-bundle", action="store_true", help="write the bundle from --source instead")
+    parser.add_argument("--source", type=Path, help="torchvision's root, which holds FashionMNIST/raw/: the whole set")
+    parser.add_argument("--output", type=Path, help=f"folder to write train/ and val/ to (default: {SAMPLE.name}/)")
     arguments = parser.parse_args(argv)
-    if arguments.source is None:
-        if arguments.rebuild_bundle:
-            raise UserError("--rebuild-bundle needs --source FOLDER: the folder with the four idx files")
-        print(write_folders(read_bundle(BUNDLE), arguments.output or SAMPLE))
-    elif arguments.rebuild_bundle:
-        print(write_bundle(read_source(arguments.source), BUNDLE))
-    elif arguments.output is None:
-        raise UserError("--source needs --output FOLDER (to write the whole set) or --rebuild-bundle")
-    else:
-        print(write_folders(read_source(arguments.source), arguments.output))
+    if arguments.source and not arguments.output:
+        raise UserError("--source needs --output FOLDER, to write the whole set to")
+    splits = read_source(arguments.source) if arguments.source else read_bundle(BUNDLE)
+    print(write_folders(splits, arguments.output or SAMPLE))
 
 
 def read_source(source: Path) -> dict[str, Split]:
-    """Every image of the four idx files. Raises UserError naming the file that is missing or damaged."""
+    """Every image that torchvision finds there. Raises UserError if a file is missing or damaged."""
     splits = {}
-    for split, prefix in SPLITS.items():
-        images, _ = read_idx(source, f"{prefix}-images-idx3-ubyte", (SIDE, SIDE))
-        labels, path = read_idx(source, f"{prefix}-labels-idx1-ubyte", ())
-        if len(images) != len(labels) or labels.max(initial=0) >= len(CLASSES):
-            found = f"{len(labels)} labels up to {labels.max(initial=0)} for {len(images)} images"
-            raise UserError(f"{path}: {found}; one from 0 to {len(CLASSES) - 1} is due for each: {HOW_TO_GET_IDX}")
-        splits[split] = [images[labels == label] for label in range(len(CLASSES))]
+    try:
+        for split in SPLITS:
+            found = FashionMNIST(source, train=split == "train")
+            images, labels = found.data.numpy(), found.targets.numpy()
+            if labels.max() >= len(CLASSES):
+                raise ValueError(f"a label of {labels.max()}; {len(CLASSES) - 1} is the highest")
+            splits[split] = [images[labels == label] for label in range(len(CLASSES))]
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        get = f'python -c "from torchvision.datasets import FashionMNIST; FashionMNIST({str(source)!r}, download=True)"'
+        remedy = f"remove {source / 'FashionMNIST'} if it is there, and get it (again): {get}"
+        raise UserError(f"{source}: torchvision cannot read Fashion-MNIST there ({error!r}); {remedy}") from error
     return splits
 
 
-def read_idx(source: Path, name: str, item_shape: tuple[int, ...]) -> tuple[np.ndarray, Path]:
-    """The bytes of one idx file, uint8 (items, *item_shape), and the file they were found in. Raises UserError."""
-    folders = (source, source / "raw", source / "FashionMNIST" / "raw")  # the last is torchvision's
-    path = next((path for folder in folders for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{source}: holds no {name} or {name}.gz, nor does FashionMNIST/raw in it; {HOW_TO_GET_IDX}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {HOW_TO_GET_IDX}") from error
-    # The header, in big-endian words: two zero bytes, 8 for bytes and the number of dimensions; then each one's size.
-    words = 2 + len(item_shape)
-    magic, *shape = (int.from_bytes(content[4 * word : 4 * word + 4], "big") for word in range(words))
-    if magic != 0x800 + words - 1:
-        raise UserError(f"{path}: its magic number is {magic}, not {0x800 + words - 1} as in {name}; {HOW_TO_GET_IDX}")
-    if tuple(shape[1:]) != item_shape:
-        raise UserError(f"{path}: its items are {shape[1:]}, not {list(item_shape)} pixels; {HOW_TO_GET_IDX}")
-    due = 4 * words + math.prod(shape)
-    if len(content) != due:
-        raise UserError(f"{path}: {len(content)} bytes, but {due} are due for its {shape[0]} items; {HOW_TO_GET_IDX}")
-    return np.frombuffer(content, np.uint8, offset=4 * words).reshape(shape), path
-
-
-def write_bundle(splits: dict[str, Split], bundle: Path, bundled: dict[str, int] = BUNDLED) -> str:
-    """Write the first `bundled[split]` images of each class as a .npz: the same images always give the same bytes.
-
-    Returns: what was done, as a line to print.
-    Raises: UserError if a class has too few images.
-    """
-    for split, count in bundled.items():
-        few = [name for name, images in zip(CLASSES, splits[split], strict=True) if len(images) < count]
-        if few:
-            raise UserError(f"--source has fewer than {count} {split} images of {', '.join(few)}; give the whole set")
-    partial = bundle.with_name(f"{bundle.name}.tmp")
-    # np.savez stamps the time of writing on each member, and its deflate is a sixth larger.
-    with zipfile.ZipFile(partial, "w") as file:
-        for split, count in bundled.items():
-            member = io.BytesIO()
-            np.save(member, np.stack([images[:count] for images in splits[split]]))
-            file.writestr(zipfile.ZipInfo(f"{split}.npy"), member.getvalue(), zipfile.ZIP_LZMA)
-    partial.replace(bundle)
-    counts = " and ".join(f"{count} {split}" for split, count in bundled.items())
-    return f"wrote {bundle}: {counts} images of each of {len(CLASSES)} classes, {bundle.stat().st_size} bytes"
-
-
 def read_bundle(bundle: Path) -> dict[str, Split]:
-    """The images that `write_bundle` wrote. Raises UserError if the file is missing or damaged."""
+    """The images of the bundle. Raises UserError if the file is missing or damaged."""
     try:
         with np.load(bundle, allow_pickle=False) as file:
             return {split: list(file[split]) for split in SPLITS}

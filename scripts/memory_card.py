@@ -8,8 +8,6 @@ context, cuDNN's workspaces and the backward pass's own temporaries take 1 GB an
 of two, so that a batch of 2048 divides. A GB is 10^9 bytes. Nothing of it is measured on a GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -54,25 +52,18 @@ def images_that_fit(gigabytes: float, of_an_image: int, parameters: int) -> int:
     return 1 << (fit.bit_length() - 1) if fit else 0
 
 
-def memory_card(name: str = "resnet50") -> str:
-    """The table as markdown."""
-    model = masked_frequency_model(name, 3)
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="How many images a GPU holds at once, by computation.")
+    parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
+    model = masked_frequency_model(parser.parse_args(argv).model, 3)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    lines = ["| pixels | precision | MB an image |" + "".join(f" {gigabytes} GB |" for gigabytes in CARDS)]
-    lines.append("|---|---|---|" + "---|" * len(CARDS))
+    print("| pixels | precision | MB an image |" + "".join(f" {gigabytes} GB |" for gigabytes in CARDS))
+    print("|---|---|---|" + "---|" * len(CARDS))
     for size in SIZES:
         for precision, dtype in PRECISIONS.items():
             per_image = bytes_an_image(model, size, dtype)
             cells = "".join(f" {images_that_fit(gigabytes, per_image, parameters)} |" for gigabytes in CARDS)
-            lines.append(f"| {size} | {precision} | {per_image / 1e6:.0f} |{cells}")
-    return "\n".join(lines)
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="How many images a GPU holds at once, by computation.")
-    parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
-    print(memory_card(parser.parse_args(argv).model))
-    return 0
+            print(f"| {size} | {precision} | {per_image / 1e6:.0f} |{cells}")
 
 
 if __name__ == "__main__":

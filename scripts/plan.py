@@ -11,12 +11,10 @@ Hours are the fewest: slower small batches, latency, filter, loss, optimizer, wa
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.resnet import masked_frequency_model, resnet
 from scripts.config_diff import resolved
 from utils.errors import UserError
@@ -94,7 +92,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--network-gbit", type=float, default=100, help="of a machine; 8 GPUs leave it as one (100)")
     parser.add_argument("--images-per-core", type=float, default=730, help="of the loader (730, measured)")
     return parser
-
-
-if __name__ == "__main__":
-    print(as_markdown(plan(add_arguments(argparse.ArgumentParser()).parse_args())))

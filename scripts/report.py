@@ -5,12 +5,12 @@ python scripts/report.py runs/* --images sample/val --output report.html     # w
 """
 
 import argparse
-import html
 import itertools
 import re
 import statistics
 import sys
 from collections import defaultdict
+from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,13 +36,10 @@ th, td { max-width: 15rem; border: 1px solid gray; padding: 0.25rem 0.5rem; text
 pre { white-space: pre-wrap; }
 nav a { margin-right: 1rem; display: inline-block; }
 @media print {
-  body { max-width: none; }
-  nav { display: none; }
-  .wide { overflow: visible; overflow-wrap: anywhere; }
+  body { max-width: none; } nav { display: none; } .wide { overflow: visible; overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; height: auto; }
 }
 """
-escape = html.escape
 
 
 def inline(text: str) -> str:

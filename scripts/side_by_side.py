@@ -1,5 +1,6 @@
 """Two sides in two processes, taking turns: what scripts/benchmark.py measures with."""
 
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -27,10 +28,9 @@ class Contestant:
         """Of "seconds" for a piece of work, "memory" that one task allocates, or "trace FILE" for a profile of one."""
         self.line.send(what)
         try:
-            answer = self.line.recv()
+            return self.line.recv()
         except (EOFError, ConnectionError):
             raise RuntimeError("a side of the benchmark ended early; its own message is above") from None
-        return answer
 
 
 def serve(line, make: Callable, settings: dict) -> None:
@@ -63,11 +63,9 @@ def allocated(task: Callable, settings: dict, trace: str) -> dict:
     if trace:
         found.export_chrome_trace(trace)
     changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now, most = 0, 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return {"most_mb": round(most / 1e6, 1), "left_mb": round(now / 1e6, 1)}
+    changes = [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
+    held = list(itertools.accumulate(changes, initial=0))
+    return {"most_mb": round(max(held) / 1e6, 1), "left_mb": round(held[-1] / 1e6, 1)}
 
 
 def spread(values: list[float], digits: int = 3) -> dict[str, float]:

@@ -32,23 +32,20 @@ from utils.errors import UserError
 TIMES = set("time images_per_second data_wait_share peak_memory_gb seconds resumed checkpoint provenance".split())
 STATE = ("model", "optimizer", "scaler", "ema", "health", "step")
 TARGETS = ("launcher", "rank", "worker", "save")
-WORDS = [
-    "model.name=resnet18", "data.train_crop_size=32", "train.precision=float32", "logging.every_steps=1",
-    "optimizer.learning_rate=1e-3", "optimizer.ema_decay=0.9", "schedule.warmup_epochs=0", "data.workers=2",
-    "checkpoint.every_steps=3", "--batch-size", "16", "train.images_per_device=4", "--epochs", "16",
-]  # fmt: skip
+WORDS = """model.name=resnet18 data.train_crop_size=32 train.precision=float32 logging.every_steps=1 data.workers=2
+    optimizer.learning_rate=1e-3 optimizer.ema_decay=0.9 schedule.warmup_epochs=0 checkpoint.every_steps=3
+    --batch-size 16 train.images_per_device=4 --epochs 16""".split()
 ENTRIES = {
-    "pretrain.py": ["--config", "configs/sample_pretrain.yaml", "filter.radius=3"],
-    "finetune.py": ["--config", "configs/sample_finetune.yaml", "data.val_crop_size=32", "data.mixup_alpha=0.1",
-                    "data.cutmix_alpha=1", "data.rand_augment_ops=2", "run.evaluate_every_epochs=5"],
-}  # fmt: skip
+    "pretrain.py": "--config configs/sample_pretrain.yaml filter.radius=3".split(),
+    "finetune.py": """--config configs/sample_finetune.yaml data.val_crop_size=32 data.mixup_alpha=0.1
+        data.cutmix_alpha=1 data.rand_augment_ops=2 run.evaluate_every_epochs=5""".split(),
+}
 
 
 def start(entry: str, data: Path, output: Path, told) -> subprocess.Popen:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", entry]
     where = ["--data-path", str(data), "--output-dir", str(output), "--resume", "auto"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launch, *ENTRIES[entry], *WORDS, *where]
+    command, environment = [*launch, *ENTRIES[entry], *WORDS, *where], os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=told, stderr=told)
 
 

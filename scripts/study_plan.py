@@ -1,11 +1,9 @@
 """What a study's YAML asks for: its grid, and the run of each cell with its command line and config."""
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
 from scripts.config_diff import differing, read_json, resolved
 from utils.config import build, parse_command_line, read_yaml, show, to_dict

@@ -63,8 +63,7 @@ def read_arms(paths: list[Path]) -> dict[str, Arm]:
         if path.is_file():
             read_csv(path, arms)
             continue
-        runs = sorted(file.parent for file in path.rglob("result.json"))
-        found = {run: read_json(run / "result.json") for run in runs}
+        found = {file.parent: read_json(file) for file in sorted(path.rglob("result.json"))}
         finetunings = {run: result for run, result in found.items() if "results" in result}
         if not finetunings:
             raise UserError(f"{path}: no result.json of a finetuning there; the run has not finished, or is no run")
@@ -205,10 +204,8 @@ def summarize(arms: dict[str, Arm], baselines: list[str], factors: list[str], di
         for name, arm in described.items():
             arm["notes"] += [f"its runs differ in {key}: {seen}" for key, seen in arms[name].told(2).items()]
         rows = []
-        cells = {
-            (name, base): (there[name], there[base], arms[name].pretrained == arms[base].pretrained)
-            for name, base in pairs if {name, base} <= there.keys()
-        }  # fmt: skip
+        alike = {pair: arms[pair[0]].pretrained == arms[pair[1]].pretrained for pair in pairs}
+        cells = {pair: (there[pair[0]], there[pair[1]], alike[pair]) for pair in pairs if there.keys() >= {*pair}}
         tests = sum(compare(*cell, plan=False)["p"] is not None for cell in cells.values())
         for (name, base), cell in cells.items():
             told, warning = confounds(arms[base], arms[name], factors)
@@ -246,8 +243,8 @@ def main(argv: list[str]) -> int:
         print(to_csv(arms), end="")
         return 0
     summary = summarize(arms, arguments.baseline, arguments.factor, arguments.difference)
-    text = json.dumps(summary, indent=2, allow_nan=False) if arguments.format == "json" else ""
-    print(text or to_markdown(summary, arguments.difference))
+    in_json = arguments.format == "json"
+    print(json.dumps(summary, indent=2, allow_nan=False) if in_json else to_markdown(summary, arguments.difference))
     return 0
 
 

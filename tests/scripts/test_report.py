@@ -23,7 +23,7 @@ import pretrain
 from scripts import benchmark, plot, reconstruct, report, summary_tables
 from tests.browser import CHROMIUM, DEEP, browser
 from tests.helpers import image_folder
-from tests.launch import FINETUNE, PRETRAIN, overriding
+from tests.launch import FINETUNE, PRETRAIN, ROOT, overriding
 from utils.errors import UserError
 
 CLASSES = ("<script>alert(1)<script>", "qu\"o'te&amp;", "雪 Ёлка مرحبا $x_1^{2}$", "n" * 251 + ".bin")
@@ -226,12 +226,19 @@ def test_a_log_line_cut_short_is_left_out(runs, tmp_path):
     assert plot.read_run(tmp_path / "cut").lines == whole
 
 
-def test_the_benchmark_of_pictures_tells_their_share(runs, tmp_path, capsys):
-    words = ["--batch", "4", "--times", "2", "--steps", "2", "--json", str(tmp_path / "b.json"), "model.name=resnet18"]
-    words += ["data.train_crop_size=32", "filter.radius=3", f"data.data_path={runs[0] / 'images'}"]
-    assert benchmark.main(["pictures", "--device", "cpu", *words]) == 0
+def test_the_benchmark_of_pictures_tells_their_share(runs, tmp_path):
+    recipe = f"base: {ROOT / 'configs/sample_pretrain.yaml'}\nmodel: {{name: resnet18}}\nfilter: {{radius: 3}}\n"
+
+    def benchmark_with(images) -> int:
+        data = f"data: {{train_crop_size: 32, data_path: '{images}'}}\n"
+        (tmp_path / "small.yaml").write_text(recipe + data)
+        words = ["--config", str(tmp_path / "small.yaml"), "--batch", "4", "--pairs", "3", "--device", "cpu"]
+        return benchmark.main(["pictures", *words, "--json", str(tmp_path / "b.json")])
+
+    assert benchmark_with(runs[0] / "images") == 0
     told = json.loads((tmp_path / "b.json").read_text())
-    event, step = told["event"]["median_ms"], told["training_step"]["median_ms"]
-    assert event > 0 and told["share_of_training_time"] == pytest.approx(event / (event + 500 * step))
+    event, step = told["event_ms"]["median"], told["step_ms"]["median"]
+    assert event > 0 and told["model"] == "resnet18" and told["every_steps"] == 500
+    assert told["share_of_training_time"] == pytest.approx(event / (event + 500 * step), rel=1e-3)
     with pytest.raises(UserError, match="train: no such image folder"):
-        benchmark.main(["pictures", "--device", "cpu", "data.data_path=nowhere"])
+        benchmark_with("nowhere")
