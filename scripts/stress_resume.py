@@ -29,7 +29,8 @@ from utils.checkpoint import read_checkpoint
 from utils.distributed import run_entry
 from utils.errors import UserError
 
-TIMES = set("time images_per_second data_wait_share peak_memory_gb seconds resumed checkpoint provenance".split())
+TIMES = """time images_per_second data_wait_share workers_needed peak_memory_gb seconds resumed checkpoint
+    provenance""".split()
 STATE = ("model", "optimizer", "scaler", "ema", "health", "step")
 TARGETS = ("launcher", "rank", "worker", "save")
 WORDS = """model.name=resnet18 data.train_crop_size=32 train.precision=float32 logging.every_steps=1 data.workers=2
@@ -89,7 +90,7 @@ def unequal(one, other, where: str = "") -> list[str]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = (one.keys() | other.keys()) - TIMES
+        keys = (one.keys() | other.keys()).difference(TIMES)
         return [place for key in keys for place in unequal(one.get(key), other.get(key), f"{where}.{key}")]
     tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
     same = torch.equal(one, other) if tensors else type(one) is type(other) and one == other
