@@ -212,7 +212,7 @@ def machine() -> dict:
     return {key: value for key, value in provenance().items() if key != "world_size"} | told
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     arguments = parser().parse_args(argv)
     if arguments.command == "plan":
         found = plan.plan(arguments)
@@ -224,7 +224,6 @@ def main(argv: list[str]) -> int:
         print(json.dumps(found, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(found | {"machine": machine()}, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

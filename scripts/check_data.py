@@ -97,8 +97,8 @@ def main(argv: list[str]) -> int:
     if arguments.report:
         content = json.dumps({"findings": findings, "notes": notes}, indent=2) + "\n"
         write_atomically(arguments.report, lambda file: file.write(content.encode()))
-    images = sum(map(len, folders))
-    print(f"{images} images in {', '.join(folder.root for folder in folders)}: {len(findings)} findings")
+    where = ", ".join(folder.root for folder in folders)
+    print(f"{sum(map(len, folders))} images in {where}: {len(findings)} findings")
     return 1 if findings else 0
 
 

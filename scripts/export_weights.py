@@ -26,9 +26,7 @@ LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
 Weights = dict[str, torch.Tensor]
 
 
-def export_weights(
-    checkpoint: str, output: Path, what: str | None = None, layout: str = "torchvision", use_ema: bool = False
-) -> str:
+def export_weights(checkpoint: str, output: Path, what: str | None = None, layout=LAYOUTS[0], use_ema=False) -> str:
     """Write a part of a checkpoint and tell what was written.
 
     Args:
@@ -50,9 +48,8 @@ def export_weights(
         raise UserError("--layout code-b: that code has no ResNet classifier; take --what trunk, or --layout timm")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, lambda file: torch.save(in_layout(weights, layout), file))
-    where = check(output, name, weights, what, layout)
-    told = f"{what} of {name}, {len(weights)} tensors, layout {layout}"
-    return f"wrote {output}: {told}; loads back strictly into {where}"
+    into = check(output, name, weights, what, layout)
+    return f"wrote {output}: {what} of {name}, {len(weights)} tensors, layout {layout}; loads back strictly into {into}"
 
 
 def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
@@ -102,7 +99,7 @@ def build(make, name: str, weights: Weights, what: str) -> nn.Module:
     return model
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="A checkpoint's weights for other code, checked by loading them back.")
     parser.add_argument("checkpoint", help="a checkpoint of pretrain.py or finetune.py")
     parser.add_argument("output", type=Path, help="the file to write")
@@ -111,7 +108,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     arguments = parser.parse_args(argv)
     print(export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema))
-    return 0
 
 
 if __name__ == "__main__":

@@ -139,9 +139,7 @@ def sweep_figure(models: dict[str, list[dict]]) -> Figure:
     return figure
 
 
-def radial_figure(
-    history: dict[str, list[tuple[int, np.ndarray]]], radius: float, outer_radius: float | None, ylabel: str
-) -> Figure:
+def radial_figure(history: dict[str, list], radius: float, outer_radius: float | None, ylabel: str) -> Figure:
     """Error against frequency radius, a line each time it was measured, dark to light.
 
     Args:

@@ -103,10 +103,8 @@ def figures_of(runs: list[RunFolder], width: int) -> Figures:
     found: Figures = {}
     by_name = named(runs)
     for kind in ("pretraining", "finetuning"):
-        series = {
-            name: ([line["step"] for line in run.lines], [line["loss"] for line in run.lines])
-            for name, run in by_name.items() if run.kind == kind and run.lines
-        }  # fmt: skip
+        logs = {name: run.lines for name, run in by_name.items() if run.kind == kind and run.lines}
+        series = {name: [[line[key] for line in log] for key in ("step", "loss")] for name, log in logs.items()}
         if series:
             figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width)
             ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in series.items() if y[-1] is not None)
@@ -146,7 +144,7 @@ def pretraining_figures(name: str, run: RunFolder) -> Figures:
     return found
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Figures of one or several runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, default=Path("figures"), help="folder for the figures")
@@ -161,7 +159,6 @@ def main(argv: list[str]) -> int:
         path = arguments.output / f"{file}.{arguments.format}"
         figures.save(figure, path)
         print(f"wrote {path}: {told}")
-    return 0
 
 
 if __name__ == "__main__":

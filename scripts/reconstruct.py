@@ -131,7 +131,7 @@ def pick_images(places: list[str], count: int) -> list[str]:
     return [str(found[i]) for i in np.linspace(0, len(found), min(count, len(found)), endpoint=False, dtype=int)]
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Figure: original | filtered | prediction | combined, both filters.")
     parser.add_argument("checkpoint", help="a pretraining checkpoint")
     parser.add_argument("images", nargs="+", help="image files or folders of them")
@@ -153,7 +153,6 @@ def main(argv: list[str]) -> int:
         figure = grid_of_images(config, model, crops, *radii)
     save(figure, arguments.output)
     print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{r:g}' for r in radii)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def report(runs: list[RunFolder], images: list[str], width: int) -> str:
     )
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="One self-contained HTML file on some runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
@@ -166,7 +166,6 @@ def main(argv: list[str]) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(page, encoding="utf-8", errors="replace")
     print(f"wrote {arguments.output}: {len(page) / 1e6:.1f} MB")
-    return 0
 
 
 if __name__ == "__main__":

@@ -69,9 +69,7 @@ def levels(units: Units) -> tuple[float | None, float | None, str]:
     return max(component, 0.0), within, told
 
 
-def compare(
-    arm: Units, base: Units, alike: bool, comparisons: int = 1, wanted: float | None = None, plan: bool = True
-) -> dict:
+def compare(arm: Units, base: Units, alike: bool, comparisons=1, wanted: float | None = None, plan=True) -> dict:
     """The difference of two arms' means over units, tested in pairs or by Welch.
 
     Args:

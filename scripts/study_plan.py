@@ -104,11 +104,10 @@ def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
 
     runs = []
     for p in grid.pretrain_seeds if named["pretrainings"] else ():
-        pretrained = {
-            name: planned(path, f"pretrainings.{name}", "pretrain.py", output / "pretrain" / name / f"p{p}",
-                          f"{grid.pretrain} {words} run.seed={p}")
-            for name, words in named["pretrainings"].items()
-        }  # fmt: skip
+        pretrained = {}
+        for name, words in named["pretrainings"].items():
+            text, folder = f"{grid.pretrain} {words} run.seed={p}", output / "pretrain" / name / f"p{p}"
+            pretrained[name] = planned(path, f"pretrainings.{name}", "pretrain.py", folder, text)
         runs += pretrained.values()
         for name, arm in named["arms"].items():
             for seed in (1000 * p + f for f in grid.finetune_seeds if "pretraining" in arm):

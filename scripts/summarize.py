@@ -164,10 +164,8 @@ def confounds(base: Arm, arm: Arm, factors: list[str]) -> tuple[dict[str, str], 
         values = [{key: text for key, text in one.items() if not key.startswith("pretraining.")} for one in values]
     shared = values[0].keys() & values[1].keys()
     differences = differing(*values) | {key: (values[0][key],) * 2 for key in shared & base.told(2).keys()}
-    told = {
-        key: f"{before} -> {after}" for key, (before, after) in differences.items()
-        if key in shared or not key.startswith("pretraining's")
-    }  # fmt: skip
+    mine = {key: pair for key, pair in differences.items() if key in shared or not key.startswith("pretraining's")}
+    told = {key: f"{before} -> {after}" for key, (before, after) in mine.items()}
     recipe = [key for key in told if not is_provenance(key)]
     fair = len(recipe) <= 1 if not factors else any(covers(factor, recipe) for factor in factors)
     warnings = [] if fair else ["more than the studied factor differs"]
@@ -228,7 +226,7 @@ def to_csv(arms: dict[str, Arm]) -> str:
     return text.getvalue()
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUNS_OR_CSV")
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
@@ -240,12 +238,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--difference {arguments.difference}: must be above 0 points")
     arms = read_arms(arguments.paths)
     if arguments.format == "csv":
-        print(to_csv(arms), end="")
-        return 0
+        return print(to_csv(arms), end="")
     summary = summarize(arms, arguments.baseline, arguments.factor, arguments.difference)
     in_json = arguments.format == "json"
     print(json.dumps(summary, indent=2, allow_nan=False) if in_json else to_markdown(summary, arguments.difference))
-    return 0
 
 
 if __name__ == "__main__":

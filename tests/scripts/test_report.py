@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
 def page(runs):
     root, folders = runs
     images = [str(root / "images/val")]
-    assert report.main([*map(str, folders), "--images", *images, "--output", str(root / "report.html")]) == 0
+    report.main([*map(str, folders), "--images", *images, "--output", str(root / "report.html")])
     return root / "report.html"
 
 
@@ -160,8 +160,8 @@ def test_reconstruct_takes_any_size_and_shows_a_range_of_radii(runs, tmp_path):
     checkpoint = str(run / "checkpoints/last.pt")
     image_folder(tmp_path / "odd", ("one",), per_class=1, size=(100, 77))
     words = [checkpoint, str(tmp_path / "odd"), "--size", "native", "--output", str(tmp_path / "a.png")]
-    assert reconstruct.main(words) == 0
-    assert reconstruct.main([*words[:-1], str(tmp_path / "b.png"), "--radius", "1.5", "3", "8"]) == 0
+    reconstruct.main(words)
+    reconstruct.main([*words[:-1], str(tmp_path / "b.png"), "--radius", "1.5", "3", "8"])
     for name, columns in (("a", 7), ("b", 4)):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > columns * 200 and np.array(picture.convert("L")).std() > 10
@@ -181,7 +181,7 @@ def test_reconstruct_takes_any_size_and_shows_a_range_of_radii(runs, tmp_path):
 
 
 def test_plot_writes_what_there_is_and_groups_seeds(runs, tmp_path, capsys):
-    assert plot.main([*map(str, runs[1]), "--output", str(tmp_path), "--format", "svg"]) == 0
+    plot.main([*map(str, runs[1]), "--output", str(tmp_path), "--format", "svg"])
     assert len(list(tmp_path.glob("*.svg"))) == capsys.readouterr().out.count("wrote ") == 7
     _, two, three = map(plot.read_run, runs[1])
     (points,) = plot.by_size(plot.named([two, three])).values()
@@ -214,7 +214,7 @@ def test_a_name_with_a_bar_keeps_its_row_in_one_piece():
 def test_two_results_of_one_run_leave_the_rest_of_the_page(runs, tmp_path, capsys):
     twice = tmp_path / "twice"
     shutil.copytree(runs[1][1], twice)
-    assert report.main([str(runs[1][1]), str(twice), "--output", str(tmp_path / "r.html")]) == 0
+    report.main([str(runs[1][1]), str(twice), "--output", str(tmp_path / "r.html")])
     assert "No table: " in (tmp_path / "r.html").read_text() and "a second result of arm" in capsys.readouterr().err
 
 
@@ -229,13 +229,13 @@ def test_a_log_line_cut_short_is_left_out(runs, tmp_path):
 def test_the_benchmark_of_pictures_tells_their_share(runs, tmp_path):
     recipe = f"base: {ROOT / 'configs/sample_pretrain.yaml'}\nmodel: {{name: resnet18}}\nfilter: {{radius: 3}}\n"
 
-    def benchmark_with(images) -> int:
+    def benchmark_with(images):
         data = f"data: {{train_crop_size: 32, data_path: '{images}'}}\n"
         (tmp_path / "small.yaml").write_text(recipe + data)
         words = ["--config", str(tmp_path / "small.yaml"), "--batch", "4", "--pairs", "3", "--device", "cpu"]
-        return benchmark.main(["pictures", *words, "--json", str(tmp_path / "b.json")])
+        benchmark.main(["pictures", *words, "--json", str(tmp_path / "b.json")])
 
-    assert benchmark_with(runs[0] / "images") == 0
+    benchmark_with(runs[0] / "images")
     told = json.loads((tmp_path / "b.json").read_text())
     event, step = told["event_ms"]["median"], told["step_ms"]["median"]
     assert event > 0 and told["model"] == "resnet18" and told["every_steps"] == 500
