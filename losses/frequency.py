@@ -84,7 +84,9 @@ class SpectralDistance(torch.autograd.Function):
     def forward(ctx, predicted, target, keep_low, if_low, if_high, gamma, eps):
         """predicted, target (B, C, H, W), keep_low (B,), if_low and if_high (U, V) -> (B,)."""
         height, width = predicted.shape[-2:]
-        doubling, dtype = column_weight(width, predicted.device), full_precision(predicted).dtype
+        dtype = full_precision(predicted).dtype
+        weights = [counted.to(dtype) for counted in (if_low, if_high)]
+        single = [(counted * gamma / column_weight(width, predicted.device)).to(dtype) for counted in (if_low, if_high)]
         gradient = predicted.new_empty(predicted.shape, dtype=dtype) if ctx.needs_input_grad[0] else None
         images = max(1, VALUES_AT_ONCE.get(predicted.device.type, 2**24) // predicted[0].numel())
         totals = []
@@ -94,10 +96,10 @@ class SpectralDistance(torch.autograd.Function):
             spectrum = torch.fft.rfft2(difference, norm="ortho")
             power = torch.view_as_real(spectrum).square().sum(-1).add_(eps)
             distance = power.pow(gamma / 2)
-            weight = torch.where(keep_low[part, None, None, None], if_low, if_high)  # (b, 1, U, V) float64
-            totals.append((distance * weight.to(dtype)).sum((1, 2, 3)))
+            keeps_low = keep_low[part, None, None, None]
+            totals.append((distance * torch.where(keeps_low, *weights)).sum((1, 2, 3)))
             if gradient is not None:
-                spectrum *= distance.div_(power).mul_((weight * gamma / doubling).to(dtype))
+                spectrum *= distance.div_(power).mul_(torch.where(keeps_low, *single))
                 gradient[part] = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
         ctx.save_for_backward(gradient)
         return torch.cat(totals)
