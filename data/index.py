@@ -44,10 +44,10 @@ def list_class(root: str, name: bytes, modified: dict[bytes, int]) -> bytes:
         path = os.path.join(os.fsencode(root), folder)
         modified[folder] = os.stat(path).st_mtime_ns
         names = os.listdir(path)
-        images = [name for name in names if name.lower().endswith(ENDINGS)]
-        found += [folder + b"/" + name for name in images if name[:1] != b"."]
+        images = [folder + b"/" + name for name in names if name.lower().endswith(ENDINGS) and name[:1] != b"."]
+        found += images
         if len(images) < len(names):
-            others = set(names).difference(images)
+            others = (name for name in names if not name.lower().endswith(ENDINGS))
             folders += [folder + b"/" + name for name in others if os.path.isdir(os.path.join(path, name))]
     return b"\0".join(sorted(found))
 
