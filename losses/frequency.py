@@ -94,12 +94,14 @@ class SpectralDistance(torch.autograd.Function):
             part = slice(start, start + images)
             difference = full_precision(predicted[part]) - full_precision(target[part])
             spectrum = torch.fft.rfft2(difference, norm="ortho")
-            power = torch.view_as_real(spectrum).square().sum(-1).add_(eps)
+            real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+            power = real.square().addcmul_(imaginary, imaginary).add_(eps)
             distance = power.pow(gamma / 2)
             keeps_low = keep_low[part, None, None, None]
             totals.append((distance * torch.where(keeps_low, *weights)).sum((1, 2, 3)))
             if gradient is not None:
-                spectrum *= distance.div_(power).mul_(torch.where(keeps_low, *single))
+                factor = distance.div_(power).mul_(torch.where(keeps_low, *single))
+                torch.view_as_real(spectrum).mul_(factor[..., None])
                 gradient[part] = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
         ctx.save_for_backward(gradient)
         return torch.cat(totals)
