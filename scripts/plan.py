@@ -90,5 +90,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--recipe", nargs="+", default=both, help="YAML files; else both of the README")
     parser.add_argument("--rates", nargs="+", default=[], help="JSON: device (a name), images_per_second, pixels")
     parser.add_argument("--network-gbit", type=float, default=100, help="of a machine; 8 GPUs leave it as one (100)")
-    parser.add_argument("--images-per-core", type=float, default=730, help="of the loader (730, measured)")
+    parser.add_argument("--images-per-core", type=float, default=720, help="of the loader (720, measured)")
     return parser

@@ -48,7 +48,7 @@ def test_one_gpu_takes_images_over_rate(published):
     one = of(published, "pretrain_resnet50", "A100")[1]
     assert one["hours"] == pytest.approx(300 * 625 * 2048 / 2470 / 3600)  # floor(1281167 / 2048) = 625
     assert one["hours"] == pytest.approx(43.184, abs=1e-3) and one["exposed_seconds"] == 0
-    assert one["loader_cores"] == pytest.approx(3.3836, abs=1e-4)  # 2470 / 730
+    assert one["loader_cores"] == pytest.approx(3.4306, abs=1e-4)  # 2470 / 720
     assert one["read_mb_per_second"] == pytest.approx(2470 * 0.1154396, rel=1e-5)  # 147,897,477,120 B / 1,281,167
     assert (one["images_per_device"], one["outside"]) == (256, None)
     small = of(published, "finetune_resnet50_bce", "A100")[1]
