@@ -46,6 +46,10 @@ def test_readme_names_files_and_knobs_that_exist(capsys):
         with pytest.raises(SystemExit):
             script.main(["--help"])
         told += capsys.readouterr().out
+    for command in ("plan", "step"):
+        with pytest.raises(SystemExit):
+            benchmark.main([command, "--help"])
+        told += capsys.readouterr().out
     text = re.sub(r"^ +torchrun .* train\.py(.|\n)*?\n\n(.|\n)*?\n\n", "", text, flags=re.MULTILINE)  # timm's own flags
     sections = "run|data|filter|loss|model|optimizer|schedule|train|checkpoint|logging"
     knobs = set(re.findall(rf"`(?:{sections})\.\w+", text))
