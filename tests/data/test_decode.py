@@ -205,3 +205,6 @@ def test_a_jpeg_that_hides_its_frame_is_left_to_pillow(before):
     frame = b"\xff\xc0\x00\x11\x08" + (2).to_bytes(2, "big") * 2 + b"\x03" + bytes(9)
     assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + frame, np.uint8)) == 4
     assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + before + frame, np.uint8)) == float("inf")
+    large = frame[:5] + b"\xff" * 4 + frame[9:]
+    skipped = before + (2 + len(large)).to_bytes(2, "big") + large  # as if the marker had a length
+    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + skipped + frame, np.uint8)) == float("inf")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.frequency_filter import FrequencyFilter
+from losses import frequency
 from losses.frequency import MaskedFrequencyLoss, grayscale
 from tests import reference
 
@@ -228,3 +229,20 @@ def test_recipe_b_clamped_before_normalisation_and_pooled_colour_target():
     assert_close_to_1e_5((FrequencyFilter(16, clamp=(0, 1))(images, keep_low) - mean) / std, network_input)
     loss = MaskedFrequencyLoss(16, eps=1e-12, reduction="batch")(predicted, target, keep_low)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+def test_a_few_images_at_a_time_give_what_all_at_once_give(at_once, reduction, monkeypatch):
+    predicted, target = random_pair(7, 2, 12, 10)
+    keep_low = torch.arange(7) % 3 == 0
+    found = []
+    for images in (7, at_once):
+        monkeypatch.setattr(frequency, "VALUES_AT_ONCE", {"cpu": images * predicted[0].numel() + 5})
+        leaf = predicted.clone().requires_grad_()
+        loss = MaskedFrequencyLoss(3, reduction=reduction)(leaf, target, keep_low)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    assert all(torch.allclose(one, other, rtol=1e-12, atol=0) for one, other in zip(*found, strict=True))
+    value = reference.loss(predicted.numpy(), target.numpy(), keep_low.numpy(), 3, reduction=reduction)
+    assert found[1][0].item() == pytest.approx(value, rel=1e-10)
