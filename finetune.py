@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     where, holdout = str(Path(config.data.data_path) / "train"), config.data.holdout_fraction
     folder = run.world.in_turn(lambda: ImageFolder(where, None, holdout))
     held_out = images_to_select_on(config, folder.classes, holdout)
-    val_folder = ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes)
+    val_folder = run.world.in_turn(lambda: ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes))
     t = config.train
     cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
     plan = BatchPlan.make(len(folder), *cut)
@@ -236,8 +236,8 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     data = replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"]))
     config = replace(config, data=data)
     run = open_run(config, writes_checkpoints=False)
-    folder = ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"])
-    held_out = images_to_select_on(config, saved["classes"], holdout)
+    folder = run.world.in_turn(lambda: ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"]))
+    held_out = run.world.in_turn(lambda: images_to_select_on(config, saved["classes"], holdout))
     model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
     run.say(load_weights(model, weights_of(saved, path, config.run.use_ema)[1], path))
     model = place(model, run.world.device, config.model.channels_last)

@@ -63,7 +63,8 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """A hash of class order and relative paths, not of pixels: another one means another data set or split."""
         text = "\0".join(self.classes).encode(errors="surrogateescape")
-        return hashlib.sha256(text + b"\0\0" + self._names.tobytes()).hexdigest()[:12]
+        ends = self._ends - np.arange(len(self))  # of the names without what separates them
+        return hashlib.sha256(text + ends.tobytes() + self._names[self._names != 0].tobytes()).hexdigest()[:12]
 
     def path(self, index: int) -> str:
         start = self._ends[index - 1] + 1 if index else 0

@@ -81,9 +81,11 @@ def write_cache(path: Path, root: str, classes: list[str], listed: list[bytes], 
         return  # a class without images, which is an error
     content = {"folders": b"\0".join(modified), "files": b"\0\0".join(listed)}
     arrays = {name: np.frombuffer(text, dtype=np.uint8) for name, text in content.items()}
+    own = path.with_name(f"{path.stem}-{os.getpid()}.npz")  # jobs that start together do not share a temporary file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez(file, modified=np.array([*modified.values()]), **arrays))
+        write_atomically(own, lambda file: np.savez(file, modified=np.array([*modified.values()]), **arrays))
+        os.replace(own, path)
     except OSError as error:
         told = f"warning: {path}: the index of {root} cannot be kept there ({error.strerror})"
         print(f"{told}; each start lists the images anew; XDG_CACHE_HOME names another place", file=sys.stderr)

@@ -86,6 +86,7 @@ class SpectralDistance(torch.autograd.Function):
         height, width = predicted.shape[-2:]
         dtype = full_precision(predicted).dtype
         weights = [counted.to(dtype) for counted in (if_low, if_high)]
+        # In the gradient each bin stands for itself alone.
         single = [(counted * gamma / column_weight(width, predicted.device)).to(dtype) for counted in (if_low, if_high)]
         gradient = predicted.new_empty(predicted.shape, dtype=dtype) if ctx.needs_input_grad[0] else None
         images = max(1, VALUES_AT_ONCE.get(predicted.device.type, 2**24) // predicted[0].numel())
