@@ -17,26 +17,37 @@ from pathlib import Path
 import torch
 
 from configs.schema import COMPARED, FREE_TO_CHANGE, FinetuneConfig
+from data.augment import train_transform
 from data.folder import ImageFolder
-from data.frequency_filter import FrequencyFilter
-from data.geometry import train_transform
-from data.mixing import Mixing
-from data.pixels import Normalizer, unit_float
 from data.samples import EvaluationSamples, TrainingSamples, batch_loader, label
 from data.sampling import BatchPlan
 from losses.classification import ClassificationLoss
-from models.resnet import resnet
+from models.frequency_filter import FrequencyFilter
+from models.mixing import Mixing
+from models.normalize import Normalizer, unit_float
+from models.trunk import resnet
 from models.weights import load_weights, start_from, weights_of
-from utils.checkpoint import read_checkpoint
 from utils.config import parse_command_line, to_dict, to_yaml
-from utils.distributed import STOPPED, run_entry
+from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.evaluation import Mistakes, evaluate, share_of_rank, table
-from utils.loop import train
 from utils.pictures import confusion_picture, sheet, short
-from utils.run import Run, build_state, comparable, learning_rate_of, open_log, open_run, place, resolved, resume_state
-from utils.run_log import RunLog
+from utils.process import EXIT_REQUEUE
+from utils.run.checkpoint import read_checkpoint
+from utils.run.job import (
+    Run,
+    build_state,
+    comparable,
+    learning_rate_of,
+    open_log,
+    open_run,
+    place,
+    resolved,
+    resume_state,
+)
+from utils.run.log import RunLog
 from utils.seeding import keyed_torch
+from utils.training.evaluation import Mistakes, evaluate, share_of_rank, table
+from utils.training.loop import train
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +81,7 @@ def main(argv: list[str]) -> int:
             learning_rate_of(config, plan.steps_per_epoch), steps, plan, run, log, content,
         )  # fmt: skip
         if stopped:
-            return STOPPED
+            return EXIT_REQUEUE
         mistakes = Mistakes(len(folder.classes), run.world)
         models = {"model": state.model} | ({"ema": state.average.module} if state.average else {})
         found = evaluate_models(config, run, models, val_folder, held_out, mistakes)

@@ -13,25 +13,26 @@ from pathlib import Path
 import torch
 
 from configs.schema import FREE_TO_CHANGE, PretrainConfig
+from data.augment import train_transform
 from data.folder import ImageFolder
-from data.frequency_filter import FrequencyFilter
-from data.geometry import train_transform
-from data.pixels import Normalizer, unit_float
 from data.samples import TrainingSamples, batch_loader, filter_coin, fixed_images
 from data.sampling import BatchPlan
 from losses.frequency import MaskedFrequencyLoss, grayscale
-from models.resnet import masked_frequency_model
+from models.frequency_filter import FrequencyFilter
+from models.normalize import Normalizer, unit_float
+from models.trunk import masked_frequency_model
 from models.weights import start_from
 from utils.config import parse_command_line, to_dict
-from utils.distributed import STOPPED, run_entry
+from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.evaluation import in_evaluation
-from utils.loop import train
 from utils.pictures import combined, curves, eight_bit, log_magnitude, radial_error, sheet
-from utils.run import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
-from utils.run_log import RunLog
+from utils.process import EXIT_REQUEUE
+from utils.run.job import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
+from utils.run.log import RunLog
 from utils.seeding import keyed_torch
 from utils.spectrum import kept_when_low
+from utils.training.evaluation import in_evaluation
+from utils.training.loop import train
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     log.close()
     if done < plan.total_steps:
-        return STOPPED
+        return EXIT_REQUEUE
     data = {"train": folder.fingerprint()}
     found = {"steps": done, "checkpoint": str(run.checkpoints.newest()), "data": data, **log.last_line}
     run.write_result("result.json", found)

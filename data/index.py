@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 ENDINGS = tuple(os.fsencode(extension) for extension in EXTENSIONS)

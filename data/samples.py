@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from data.augment import evaluation_crops
 from data.decode import decode_image
 from data.folder import ImageFolder
-from data.geometry import evaluation_crops
-from utils.distributed import shield_worker
 from utils.errors import UserError
+from utils.process import shield_worker
 from utils.seeding import keyed_numpy, keyed_torch
 
 REPLACEMENTS = 20  # tries for an unreadable image

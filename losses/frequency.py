@@ -14,7 +14,7 @@ class MaskedFrequencyLoss:
     """Mean over removed bins of (|F(predicted) − F(target)|² + eps)^(gamma/2), F the orthonormal 2-D DFT.
 
     Args:
-        radius, outer_radius: as in `data.frequency_filter.FrequencyFilter`.
+        radius, outer_radius: as in `models.frequency_filter.FrequencyFilter`.
         gamma: exponent; 1 is the distance itself.
         eps: > 0; public code A has 1e-7, the paper's code 1e-12.
         reduction: "image" averages each image and channel over its removed bins, then over both (code A);

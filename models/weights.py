@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from utils.checkpoint import read_checkpoint
 from utils.distributed import World
 from utils.errors import UserError
+from utils.run.checkpoint import read_checkpoint
 
 PREFIXES = re.compile(r"^((?:module|_orig_mod|backbone|encoder)\.)+")  # of DDP, torch.compile, detectors, code B
 TRUNK = re.compile(r"(conv1|bn1|layer\d)\.(?!.*num_batches_tracked)")  # counts that old files lack change no output

@@ -16,12 +16,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.decode import decode_image
 from data.folder import ImageFolder
-from utils.checkpoint import first_line, write_atomically
-from utils.distributed import available_cores, run_entry, shield_worker
-from utils.errors import UserError
+from utils.distributed import run_entry
+from utils.errors import UserError, first_line
+from utils.files import write_atomically
+from utils.process import available_cores, shield_worker
 
 SHOWN = 20  # findings on the console
 MIN_SIDE = 8  # pixels; a shorter image holds next to nothing to learn from

@@ -9,13 +9,13 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig, PretrainConfig
-from utils.checkpoint import read_checkpoint
 from utils.config import build, from_dict, knobs, read_yaml, show, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.run import flat
+from utils.run.checkpoint import read_checkpoint
+from utils.run.job import flat
 
 
 def resolved(path: str) -> dict:

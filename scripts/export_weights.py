@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models.resnet import STRIDE, masked_frequency_model, resnet
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models.trunk import STRIDE, masked_frequency_model, resnet
 from models.weights import weights_of
-from utils.checkpoint import read_checkpoint, write_atomically
 from utils.distributed import run_entry
 from utils.errors import UserError
+from utils.files import write_atomically
+from utils.run.checkpoint import read_checkpoint
 
 PARTS = {"trunk": "", "classifier": "fc.", "pretraining": "decoder."}  # how the names of its head begin
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")

@@ -17,12 +17,12 @@ from PIL import Image
 from torchvision.datasets import FashionMNIST
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.distributed import run_entry
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BUNDLE = REPOSITORY / "scripts" / "sample_fashion_mnist.npz"
+BUNDLE = REPOSITORY / "scripts" / "sample" / "fashion_mnist.npz"
 SAMPLE = REPOSITORY / "sample"
 # In the order of the labels 0 to 9.
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")

@@ -14,10 +14,10 @@ run() {  # run ENTRY FOLDER [WORDS...]: under torchrun unless FOLDER has a resul
 run pretrain.py runs/sample_pretrain --config configs/sample_pretrain.yaml
 run finetune.py runs/sample_finetune_mfm --config configs/sample_finetune.yaml --weights runs/sample_pretrain/checkpoints/last.pt
 run finetune.py runs/sample_finetune_scratch --config configs/sample_finetune.yaml
-python scripts/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output runs/sample_pretrain/reconstruction.png
+python scripts/figures/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output runs/sample_pretrain/reconstruction.png
 
 echo
-python scripts/summarize.py runs/sample_finetune_mfm runs/sample_finetune_scratch
+python scripts/study/summarize.py runs/sample_finetune_mfm runs/sample_finetune_scratch
 cat <<'END'
 
 This shows that the pipeline works, and ranks nothing: 4,000 images, minutes of training, one seed.

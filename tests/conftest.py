@@ -5,8 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.helpers import image_folder
-from tests.launch import PRETRAIN, overriding, torchrun
+from tests.support.helpers import image_folder
+from tests.support.launch import PRETRAIN, overriding, torchrun
 
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")

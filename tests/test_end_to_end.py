@@ -16,8 +16,8 @@ import torch
 import finetune
 import pretrain
 from data.sampling import BatchPlan
-from tests.helpers import image_folder
-from tests.launch import (
+from tests.support.helpers import image_folder
+from tests.support.launch import (
     FINETUNE,
     PRETRAIN,
     assert_same_state,
@@ -28,8 +28,8 @@ from tests.launch import (
     start,
     torchrun,
 )  # fmt: skip
-from utils.checkpoint import Checkpoints, read_checkpoint
 from utils.errors import UserError
+from utils.run.checkpoint import Checkpoints, read_checkpoint
 
 BATCH = ["--batch-size", "8", "train.images_per_device=4"]
 

@@ -16,8 +16,8 @@ import finetune
 import pretrain
 from configs.schema import FREE_TO_CHANGE
 from data.folder import ImageFolder, is_held_out
-from tests.helpers import image_folder
-from tests.launch import FINETUNE, PRETRAIN, overriding
+from tests.support.helpers import image_folder
+from tests.support.launch import FINETUNE, PRETRAIN, overriding
 from utils.errors import UserError
 
 PATHS = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)]

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from data.folder import ImageFolder
-from data.pixels import Normalizer, unit_float
 from data.samples import EvaluationSamples, batch_loader
 from data.sampling import BatchPlan
 from losses.frequency import MaskedFrequencyLoss
-from models.resnet import masked_frequency_model, resnet
-from tests.helpers import image_folder
+from models.normalize import Normalizer, unit_float
+from models.trunk import masked_frequency_model, resnet
+from tests.support.helpers import image_folder
 from utils.distributed import World, join
-from utils.evaluation import evaluate, share_of_rank
-from utils.training import TrainingState, adamw, training_step
+from utils.training.evaluation import evaluate, share_of_rank
+from utils.training.step import TrainingState, adamw, training_step
 
 BATCH, PER_DEVICE = 8, 2
 

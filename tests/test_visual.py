@@ -14,21 +14,21 @@ from tensorboard.util.tensor_util import make_ndarray
 import finetune
 import pretrain
 from configs.schema import FinetuneConfig, PretrainConfig
+from data.augment import evaluation_crops
 from data.decode import decode_image
 from data.folder import ImageFolder
-from data.frequency_filter import FrequencyFilter
-from data.geometry import evaluation_crops
-from data.pixels import Normalizer, unit_float
 from data.samples import fixed_images
 from losses.frequency import grayscale
-from models.resnet import masked_frequency_model, resnet
-from tests.helpers import image_folder
-from tests.launch import FINETUNE, PRETRAIN, overriding
-from utils.checkpoint import read_checkpoint
+from models.frequency_filter import FrequencyFilter
+from models.normalize import Normalizer, unit_float
+from models.trunk import masked_frequency_model, resnet
+from tests.support.helpers import image_folder
+from tests.support.launch import FINETUNE, PRETRAIN, overriding
 from utils.config import parse_command_line
 from utils.distributed import World
 from utils.errors import UserError
 from utils.pictures import eight_bit, radial_error
+from utils.run.checkpoint import read_checkpoint
 
 BATCH = ["--batch-size", "8", "train.images_per_device=4", "--epochs", "1"]
 

@@ -191,6 +191,11 @@ def knobs(config_class) -> dict[str, types.SimpleNamespace]:
     return found
 
 
+def keys_affecting(config_class, *effects: str) -> frozenset[str]:
+    """The knobs, as `section.key`, whose `affects` is one of these: "weights", "score" or "nothing"."""
+    return frozenset(key for key, knob in knobs(config_class).items() if knob.affects in effects)
+
+
 def convert(value, hint):
     """`value` as the type a knob has. Raises ValueError saying what is due."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -1,13 +1,11 @@
 """Ranks: who am I, which device, and how the ranks of a job agree, wait and die."""
 
-import ctypes
 import os
 import re
 import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -17,11 +15,10 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.process import available_cores, die_with_parent, keep_freed_memory, leave_at_once
 
 JOB: dict = {}  # this process's rank, the number of ranks and their store, for an error that ends the job
 SECONDS_TO_NOTICE = 5
-STOPPED = 75  # exit code after a stop on request: all is saved, to be continued with --resume auto (EX_TEMPFAIL)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -91,27 +88,6 @@ def join(device: str, timeout_minutes: float) -> World:
     return World(rank, size, local_size, chosen)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep large blocks for reuse, in the loader's workers too.
-
-    By default it returns each to the kernel, which clears the pages anew: of a large tensor's time on a CPU, most.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**30)
-        ctypes.CDLL(None).mallopt(m_trim_threshold, 2**30)
-
-
-def leave_at_once(_number, _frame) -> None:
-    """Outside of training steps, which save first, nothing is lost by a stop: not by one while evaluating, say."""
-    os.write(2, b"stopped on request, outside of training steps; continue with --resume auto\n")
-    os._exit(STOPPED)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choose_device(device: str, local_rank: int, local_size: int) -> torch.device:
     count = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and not count):
@@ -142,33 +118,6 @@ def missing_kernels(capability: tuple[int, int], wheel_architectures: list[str])
         f"torch {torch.__version__} has kernels for {' '.join(wheel_architectures)} only, "
         f"not for compute capability {capability[0]}.{capability[1]}; pip install {pin}"
     )
-
-
-def die_with_parent(death_signal: int) -> None:
-    """Have the kernel send us this signal when our parent ends, however it ends: no orphan may go on writing."""
-    parent = os.getppid()
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, death_signal)
-        if os.getppid() != parent:  # it ended before we asked
-            os.kill(os.getpid(), death_signal)
-
-
-def end_on_word_of(parent: int) -> None:
-    """Take SIGTERM from the rank alone, whose DataLoader ends workers by it."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-def shield_worker(worker: int) -> None:
-    """For loader workers: a stop signal to all of the job is the rank's to answer, and a dead rank needs no loader."""
-    os.setpgrp()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end_on_word_of, args=(os.getppid(),), daemon=True).start()
-    die_with_parent(signal.SIGKILL)
 
 
 def run_entry(main, argv: list[str]) -> None:

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Bad input, told in full by its message: the file or key, the value, the constraint and the remedy."""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]

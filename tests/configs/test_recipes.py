@@ -15,12 +15,12 @@ import finetune
 import pretrain
 from configs.schema import FinetuneConfig, PretrainConfig
 from scripts.config_diff import config_diff, main
-from tests.helpers import image_folder
-from tests.launch import ROOT
-from utils.checkpoint import read_checkpoint
+from tests.support.helpers import image_folder
+from tests.support.launch import ROOT
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.errors import UserError
-from utils.schedule import learning_rate
+from utils.run.checkpoint import read_checkpoint
+from utils.training.schedule import learning_rate
 
 CODE_A_PRETRAINING = {
     "data.train_crop_size": 224,

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from data.folder import EXTENSIONS, ImageFolder
-from tests.helpers import image_folder
+from tests.support.helpers import image_folder
 from utils.errors import UserError
 
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.augment import evaluation_crops, train_transform
 from data.decode import decode_image
 from data.folder import ImageFolder
-from data.geometry import evaluation_crops, train_transform
 from data.samples import EvaluationSamples, TrainingSamples, batch_loader, filter_coin, label
 from data.sampling import BatchPlan, epoch_order
-from tests.helpers import image_folder
+from tests.support.helpers import image_folder
 from utils.errors import UserError
 
 SEED = 5

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.frequency_filter import FrequencyFilter
 from losses import frequency
 from losses.frequency import MaskedFrequencyLoss, grayscale
+from models.frequency_filter import FrequencyFilter
 from tests import reference
 
 QUARTERS = st.integers(1, 60).map(lambda n: n / 4)  # a quarter is never a rounded square root

@@ -16,11 +16,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from models.resnet import masked_frequency_model, resnet
+from models.trunk import masked_frequency_model, resnet
 from models.weights import hub_file, start_from
-from utils.checkpoint import read_checkpoint
 from utils.distributed import World
 from utils.errors import UserError
+from utils.run.checkpoint import read_checkpoint
 
 ALONE = World(0, 1, 1, torch.device("cpu"))
 TRUNK = 120  # tensors of a resnet18 but its fc

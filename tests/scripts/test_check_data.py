@@ -5,10 +5,10 @@ import sys
 
 import pytest
 from PIL import Image
+from tests.test_faults_files import BAD
 
 from scripts import check_data
-from tests.helpers import image_folder
-from tests.test_faults_files import BAD
+from tests.support.helpers import image_folder
 from utils.errors import UserError
 
 LEFT = {name: spoil for name, (spoil, _) in BAD.items() if name not in ("vanished", "a folder")}  # there for the index

@@ -13,12 +13,12 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from configs.schema import FinetuneConfig, PretrainConfig
-from models.resnet import masked_frequency_model, resnet
+from models.trunk import masked_frequency_model, resnet
 from models.weights import start_from
 from scripts import export_weights as script
+from scripts.benchmark.memory_card import CARDS, PRECISIONS, SIZES, bytes_an_image, images_that_fit
 from scripts.export_weights import LAYOUTS, PARTS, export_weights
-from scripts.memory_card import CARDS, PRECISIONS, SIZES, bytes_an_image, images_that_fit
-from tests.launch import ROOT
+from tests.support.launch import ROOT
 from utils.config import parse_command_line, to_dict
 from utils.distributed import World
 from utils.errors import UserError
@@ -119,7 +119,7 @@ def test_files_of_the_public_codes_are_as_these_write_them(ours, tmp_path):
     assert set(read(tmp_path / "b.pth")["model"]) == {n if "decoder" in n else f"encoder.{n}" for n in names}
     state = {n.removeprefix("encoder."): tensor for n, tensor in read(tmp_path / "b.pth")["model"].items()}
     trunk = {n: tensor for n, tensor in state.items() if "decoder" not in n}
-    theirs = filled(timm.models.ResNet, trunk, timm.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=0)
+    theirs = filled(timm.models.ResNet, trunk, timm.models.trunk.BasicBlock, [2, 2, 2, 2], num_classes=0)
     with torch.inference_mode():
         features = theirs.forward_features(ours["images"])
         torch.testing.assert_close(features, ours["pretraining"][:-1](ours["images"]), atol=1e-6, rtol=1e-5)

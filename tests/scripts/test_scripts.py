@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts import benchmark, check_data, config_diff, export_weights, plot, reconstruct, report, study, summarize
-from scripts.reconstruct import pick_images
-from tests.helpers import image_folder
-from tests.launch import ROOT
+from scripts import check_data, config_diff, export_weights
+from scripts.benchmark import benchmark
+from scripts.figures import plot, reconstruct, report
+from scripts.figures.reconstruct import pick_images
+from scripts.study import study, summarize
+from tests.support.helpers import image_folder
+from tests.support.launch import ROOT
 from utils.errors import UserError
 
 

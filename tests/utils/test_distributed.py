@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.launch import ROOT
+from tests.support.launch import ROOT
 from utils import distributed
 
 PROGRAM = """

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pixels import Normalizer, unit_float
+from models.normalize import Normalizer, unit_float
 from utils.pictures import (
     BLUE,
     combined,

@@ -1,0 +1,317 @@
+"""Studies: killed and started again, changed under way, refused with a reason, and listed for a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.config_diff import resolved
+from scripts.study import study
+from scripts.study.plan import read_study
+from scripts.study.summarize import read_arms, summarize
+from tests.support.helpers import image_folder
+from tests.support.launch import ROOT
+from utils.errors import UserError
+
+STUDY = """
+study:
+  pretrain: >-
+    --config {root}/configs/sample_pretrain.yaml model.name=resnet18 data.train_crop_size=32 filter.radius=3 --epochs 4
+    schedule.warmup_epochs=0 {shared}
+  finetune: >-
+    --config {root}/configs/sample_finetune.yaml model.name=resnet18 data.train_crop_size=32 --epochs 4
+    schedule.warmup_epochs=0 data.val_crop_size=32 --val-resize-size 32 36 {shared}
+pretrainings:
+  mfm: optimizer.learning_rate=1e-3
+arms:
+  scratch: {{finetune: loss.name=bce}}
+  mfm: {{pretraining: mfm, finetune: loss.name=bce}}
+"""
+SHARED = (
+    "train.precision=float32 data.workers=0 logging.every_steps=1 checkpoint.keep=1 checkpoint.every_steps=2 "
+    "--batch-size 4 train.images_per_device=4 --data-path {}"
+)
+RUNS = ["pretrain/mfm/p0", "finetune/mfm/p0_f0", "finetune/scratch/f0"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A study of three runs of 12 steps."""
+    root = tmp_path_factory.mktemp("study")
+    image_folder(root / "images/train", per_class=6)
+    image_folder(root / "images/val", per_class=8, seed=1)
+    (root / "tiny.yaml").write_text(STUDY.format(root=ROOT, shared=SHARED.format(root / "images")))
+    return root / "tiny.yaml"
+
+
+def start(path: Path, output: Path) -> subprocess.Popen:
+    words = [
+        sys.executable,
+        str(ROOT / "scripts/study/study.py"),
+        str(path),
+        "--output-dir",
+        str(output),
+        "--jobs",
+        "2",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+
+
+def wait_for(condition, what: str, seconds: float = 120):
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    pytest.fail(f"waited in vain for {what}")
+
+
+def checkpoints(output: Path) -> set[Path]:
+    return set(output.glob("*/*/*/checkpoints/step_*.pt"))
+
+
+def holder(folder: Path) -> int:
+    """The process that works on a run."""
+    return int(re.search(r"pid (\d+)", (folder / "run.lock").read_text())[1])
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def fresh_checkpoint(output: Path, before: set[Path]) -> Path:
+    """The folder of a run under way that has saved something since `before`, and is not yet done."""
+
+    def found():
+        folders = [path.parent.parent for path in checkpoints(output) - before]
+        return next((folder for folder in folders if not (folder / "result.json").exists()), None)
+
+    return wait_for(found, "a checkpoint")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    process = start(tiny, output)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return output
+
+
+def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_twice(tiny, uninterrupted, tmp_path):
+    output, results = tmp_path / "killed", {}
+
+    def remember_results():
+        for path in output.glob("*/*/*/result.json"):
+            results.setdefault(path, path.stat().st_mtime_ns)
+
+    process = start(tiny, output)  # first: study.py's process group, outright
+    run = holder(fresh_checkpoint(output, set()))
+    os.kill(run, signal.SIGSTOP)  # so that it cannot just finish
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    try:
+        wait_for(lambda: not alive(run), "the run to die with its study", seconds=20)
+    finally:
+        if alive(run):
+            os.kill(run, signal.SIGKILL)
+    remember_results()
+
+    process = start(tiny, output)  # second: asked to stop, as a terminal or a batch system does
+    fresh_checkpoint(output, checkpoints(output))
+    process.terminate()
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "stopped on request" in told, told
+    stopped = [path.read_text() for path in output.glob("*/*/*/console.log")]
+    assert any("stopped on request" in text for text in stopped)
+    remember_results()
+
+    process = start(tiny, output)  # third: one run alone; the study goes on with the others and tells
+    run = fresh_checkpoint(output, checkpoints(output))
+    os.kill(holder(run), signal.SIGKILL)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and f"FAILED {run}: exit code -9\n    " in told, told
+    remember_results()
+
+    process = start(tiny, output)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert f"{len(results)} of 3 runs finished already" in told
+    assert all(path.stat().st_mtime_ns == written for path, written in results.items())
+    for name in ("results.csv", "table.md"):
+        assert (output / name).read_text() == (uninterrupted / name).read_text()
+    for run in RUNS:
+        steps = re.findall(r'"step": (\d+)', (output / run / "log.jsonl").read_text())
+        assert steps == [str(number) for number in range(1, 13)], run
+
+
+def test_the_study_leaves_table_csv_and_configs(uninterrupted):
+    rows = (uninterrupted / "results.csv").read_text().splitlines()
+    assert rows[0] == "arm,pretrain_seed,finetune_seed,val_resize_size,top1"
+    assert [row.rsplit(",", 1)[0] for row in rows[1:]] == ["mfm,0,0,32", "mfm,0,0,36", "scratch,,0,32", "scratch,,0,36"]
+    table = (uninterrupted / "table.md").read_text()
+    assert "- mfm − scratch differ in: pretraining: none -> a checkpoint of this project\n" in table
+    assert resolved(str(uninterrupted / "configs/pretrain_mfm.yaml"))["filter.radius"] == 3
+    assert resolved(str(uninterrupted / "configs/finetune_scratch.yaml"))["data.val_crop_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("loss.name=bce}", "loss.name=ce}", r"scratch/f0: finished .*\(loss.name: bce -> ce\)"),
+        ("32 36", "32 40", r"finished .*data.val_resize_size: \[32, 36\] -> \[32, 40\]"),
+        ("learning_rate=1e-3", "learning_rate=2e-3", r"p0: finished .*optimizer.learning_rate: 0.001 -> 0.002"),
+    ],
+)
+def test_a_finished_run_of_another_config_is_an_error(old, new, told, tiny, uninterrupted, tmp_path):
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(tiny.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=told):
+        study.main([str(changed), "--output-dir", str(uninterrupted), "--dry-run"])
+
+
+def test_a_finetuning_from_another_pretraining_is_an_error(tiny, uninterrupted, tmp_path):
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(tiny.read_text().replace("learning_rate=1e-3", "learning_rate=2e-3"))
+    _, runs = read_study(str(changed), uninterrupted)
+    with pytest.raises(UserError, match=r"p0_f0: finished .*pretraining's optimizer.learning_rate: 0.001 -> 0.002"):
+        next(run for run in runs if run.needs).finished()
+
+
+def test_a_dry_run_tells_what_is_left_and_how_long_it_takes(tiny, uninterrupted, tmp_path, capsys):
+    assert study.main([str(tiny), "--output-dir", str(tmp_path / "new"), "--dry-run", "--jobs", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["to"] * 3
+    assert lines[-1] == "3 runs; about 180 minutes left in all, 60 with --jobs 3"
+    assert study.main([str(tiny), "--output-dir", str(uninterrupted), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["finished"] * 3
+    assert lines[-1].startswith("3 runs; about 0 minutes left") and "60.0 min" not in lines[0]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
+    """scripts/slurm.sbatch itself, with srun and scontrol that only tell what they were given."""
+    assert study.main([str(tiny), "--output-dir", str(tmp_path / "out"), "--print-commands"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("python finetune.py") == 2 and told.count("--resume auto") == 3
+    arrays = re.findall(
+        r"sbatch (?:--dependency=(afterany)\S* )?--gpus-per-node=1 --array=(\S+) scripts/slurm.sbatch (\S+)", told
+    )
+    files = [(after, numbers, Path(path).name) for after, numbers, path in arrays]
+    scratch = ("", "1", "finetune_scratch.txt")
+    assert files == [("", "1", "pretrain.txt"), scratch, ("afterany", "1", "finetune.txt")]
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_ID": "7",
+    }
+    slurm |= {"SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", str(ROOT / "scripts/slurm.sbatch"), arrays[2][2]]
+    ran = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert ran[ran.index("finetune.py") :] == [*Path(arrays[2][2]).read_text().split(), "--resume", "auto"]
+    slurm["SLURM_ARRAY_TASK_ID"] = "2"
+    ended = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "finetune.txt has no line 2" in ended.stderr
+
+
+def test_the_numbers_of_a_slurm_list_stay_when_some_have_finished(tiny, uninterrupted, tmp_path, capsys):
+    (tmp_path / "pretrain/mfm").mkdir(parents=True)
+    shutil.copytree(uninterrupted / "pretrain/mfm/p0", tmp_path / "pretrain/mfm/p0")
+    more = tmp_path / "more.yaml"
+    more.write_text(tiny.read_text().replace("pretrainings:", "  pretrain_seeds: [0, 1]\npretrainings:", 1))
+    assert study.main([str(more), "--output-dir", str(tmp_path), "--print-commands"]) == 0
+    assert "--array=2 scripts/slurm.sbatch" in capsys.readouterr().out
+    assert (tmp_path / "pretrain.txt").read_text().count("pretrain.py") == 2
+
+
+def test_the_csv_and_configs_of_a_study_give_its_table_again(uninterrupted):
+    arms = read_arms([uninterrupted / "results.csv"])
+    folders = read_arms([uninterrupted / "finetune/mfm", uninterrupted / "finetune/scratch"])
+    ours, theirs = (summarize(one, ["scratch"], ["pretraining"], None) for one in (arms, folders))
+    assert ours == theirs and ours["32"]["comparisons"][0]["warning"] == ""
+
+
+def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_path):
+    more = tmp_path / "more.yaml"
+    seeds = "pretrain_seeds: [0, 1]\n  finetune_seeds: [0, 1, 2]\n  scratch_seeds: [5, 6]\npretrainings:"
+    more.write_text(tiny.read_text().replace("pretrainings:", f"  {seeds}", 1))
+    _, runs = read_study(str(more), tmp_path)
+    finetunings = [run for run in runs if run.needs]
+    assert len(runs) == 2 + 6 + 2 and len({run.config.run.seed for run in finetunings}) == 6
+    assert {run.needs.config.run.seed for run in finetunings} == {0, 1}
+    assert all(runs.index(run.needs) < runs.index(run) for run in finetunings)
+    assert [run.config.run.seed for run in runs if run.folder.parent.name == "scratch"] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("study:\n", "study:\n  finetune_seed: [1]\n", "study.finetune_seed = .*unknown key; .*study.finetune_seeds"),
+        ("study:\n", "study:\n  scratch_seeds: [1, 1]\n", "study.scratch_seeds = .*must not name a seed twice"),
+        ("study:\n", "study:\n  baseline: [nobody]\n", "study.baseline: must name arms"),
+        ("pretraining: mfm", "pretraining: mmf", r"arms.mfm.pretraining: must be one of mfm"),
+        ("pretraining: mfm", "weights: mfm", "arms.mfm: must hold `finetune: words`"),
+        ("  mfm: {pretraining: mfm, finetune: loss.name=bce}", "", "pretrainings: one is used by no arm"),
+        ("  mfm: optimizer", "  mfm: [optimizer", "not a config"),
+        ("arms:", "arm:", "arm.scratch = .*: unknown key"),
+        ("loss.name=bce}", "loss.name=mse}", "arms.scratch: .*loss.name = mse: must be one of bce, ce"),
+        ("loss.name=bce}", "--epochs 3}", "arms.scratch: .*schedule.epochs is given twice"),
+        ("loss.name=bce}", "--epoch 3}", "arms.scratch: see above"),
+    ],
+)
+def test_bad_studies_are_told_by_key(old, new, told, tiny, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(tiny.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=told):
+        read_study(str(bad), tmp_path)
+
+
+def test_more_jobs_than_cores_are_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="--jobs 1000: must be from 1 to"):
+        study.main([str(tiny), "--output-dir", str(tmp_path), "--jobs", "1000", "--gpus-per-job", "0"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = path.read_text()
+    grid, runs = read_study(str(path), tmp_path)
+    header = text[: text.index("study:")]
+    counted = {entry: sum(run.entry == entry for run in runs) for entry in ("pretrain.py", "finetune.py")}
+    assert f"# Cost: {counted['pretrain.py']} pretrainings and {counted['finetune.py']} finetunings" in header
+    assert f"scripts/study/study.py configs/studies/{path.name}" in header
+    assert len({str(run.folder) for run in runs}) == len(runs)
+    for run in runs:
+        config = run.config
+        assert config.train.batch_size % (grid.processes * (config.train.images_per_device or 1)) == 0
+        if run.needs:
+            assert (config.data.mean, config.data.std) == (run.needs.config.data.mean, run.needs.config.data.std)
+            assert config.data.holdout_fraction <= run.needs.config.data.holdout_fraction
+
+
+def test_crop_ratio_study_studies_crop_ratios(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    _, runs = read_study("configs/studies/crop_ratio.yaml", tmp_path)
+    ratios = {run.folder.parent.name: run.config.data.crop_ratio for run in runs if run.entry == "pretrain.py"}
+    assert ratios == {"crop0.67": (0.67, 1.0), "crop0.2": (0.2, 1.0), "crop0.1": (0.1, 1.0)}

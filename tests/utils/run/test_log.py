@@ -1,0 +1,261 @@
+"""What a run writes down: values of that very step, in lines that outlive an interruption once."""
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.distributed import World
+from utils.run.log import RunLog, workers_needed
+
+TIMES = {"images_per_second", "data_wait_share", "workers_needed", "peak_memory_gb", "time"}
+
+
+def run_log(folder, every=2, first=0, total=9, rank=0, workers=0):
+    folder.mkdir(exist_ok=True)
+    return RunLog(folder, World(rank, 1, 1, torch.device("cpu")), every, first, total, 16, workers)
+
+
+def metrics(step):
+    """Sums and counts whose quotients tell the step: the loss is the step's number."""
+
+    def pair(total, count):
+        return torch.tensor(float(total)), torch.tensor(float(count))
+
+    return {
+        "loss": pair(4.0 * step, 4), "loss_low_pass": pair(6 * step + 3, 3), "loss_high_pass": pair(0, 0),
+        "grad_norm": pair(step / 8, 1),
+    }  # fmt: skip
+
+
+def take(log, steps):
+    for step in steps:
+        log.step(step, step // 3, 0.5 / (step + 1), metrics(step), waited=0.0)
+    log.close()
+
+
+def lines(folder):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def scalars(folder, name="train/loss"):
+    """Value by step, as TensorBoard shows it: no step twice."""
+    events = EventAccumulator(str(folder)).Reload().Scalars(name)
+    found = {event.step: event.value for event in events}
+    assert len(found) == len(events)
+    return found
+
+
+def test_lines_hold_the_values_of_their_step(tmp_path):
+    take(run_log(tmp_path), range(9))
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [2, 4, 6, 8, 9]  # counted from 1, the last one too
+    for line in found:
+        step = line["step"] - 1
+        assert {key: value for key, value in line.items() if key not in TIMES} == {
+            "step": step + 1, "epoch": step // 3, "loss": step, "loss_low_pass": 2 * step + 1, "grad_norm": step / 8,
+            "learning_rate": 0.5 / (step + 1),
+        }  # fmt: skip
+        assert TIMES <= line.keys()
+        assert line["images_per_second"] > 0
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (5, [4]), (50, [4])])
+def test_due_every_so_many_steps_and_at_the_last(tmp_path, every, due):
+    log = run_log(tmp_path, every, total=5)
+    assert [step for step in range(5) if log.due(step)] == due
+    log.close()
+
+
+def test_last_line_is_at_hand_for_the_result(tmp_path):
+    log = run_log(tmp_path)
+    take(log, range(9))
+    assert log.last_line == lines(tmp_path)[-1]
+
+
+def test_throughput_counts_all_steps_since_the_last_line(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = run_log(tmp_path)
+    for step in range(8):
+        now[0] += 2.0
+        log.step(step, 0, 0.1, metrics(step), waited=0.5)
+    log.close()
+    assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 4
+    assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 4
+
+
+@pytest.mark.parametrize(
+    ("workers", "waited", "needed"),
+    [(3, 0.5, 4), (3, 1.0, 6), (16, 1.9, 320), (3, 0.04, 3), (3, 0.05, 4), (0, 0.5, 1), (0, 1.5, 3), (8, 0.0, 8)],
+)
+def test_too_few_workers_are_told_with_how_many_would_do(tmp_path, monkeypatch, capsys, workers, waited, needed):
+    """Steps of 2 s. Of w workers that are waited for during a share s of it, w / (1 - s) would have kept up."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = run_log(tmp_path, workers=workers, total=4)
+    for step in range(4):
+        now[0] += 2.0
+        log.step(step, 0, 0.1, metrics(step), waited)
+    log.close()
+    first, second = lines(tmp_path)
+    assert (first["workers_needed"], second["workers_needed"]) == (workers, needed)  # the start is slow anyway
+    told = f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)"
+    assert capsys.readouterr().out.count(told) == (needed > workers)
+
+
+@given(st.integers(1, 64), st.floats(0.021, 0.99))
+def test_that_many_workers_do_keep_up_and_one_less_would_not(workers, share):
+    """A worker makes a batch in `workers` seconds, so that all make one a second; a step without waiting is shorter."""
+    step = 1 - share
+    assert workers / workers_needed(workers, share) <= step * (1 + 1e-9)
+    assert workers / (workers_needed(workers, share) - 1) > step * (1 - 1e-9) or workers_needed(workers, share) == 1
+
+
+def test_console_says_the_same(tmp_path, capsys):
+    take(run_log(tmp_path, every=9), range(9))
+    told = capsys.readouterr().out
+    assert "step 9/9  epoch 2  loss 8.0000  learning_rate 5.56e-02" in told
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    log = run_log(tmp_path, rank=1)
+    log.say("hello")
+    log.evaluation([{"weights": "model", "val_resize_size": 40, "top1": 1.0, "top5": 2.0, "loss": 3.0}], 9)
+    take(log, range(9))
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_every_line_is_json(tmp_path, bad):
+    """A float16 overflow is not fatal, and may fall on a log step."""
+    log = run_log(tmp_path)
+    log.step(1, 0, 0.1, metrics(1) | {"grad_norm": (torch.tensor(bad), torch.tensor(1.0))}, waited=0.0)
+    log.close()
+    assert (lines(tmp_path)[0]["loss"], lines(tmp_path)[0]["grad_norm"]) == (1, None)
+
+
+# Resuming.
+
+
+def test_resuming_drops_later_and_cut_lines(tmp_path):
+    take(run_log(tmp_path), range(8))
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 9, "epo')  # the machine went down here
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
+    log = run_log(tmp_path, first=4)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+    take(log, range(4, 9))
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 1), (4, 3), (6, 5), (8, 7), (9, 8)]
+
+
+@pytest.mark.parametrize("cut", [b"", b"{", b'{"step": 9, "epo', b"\x00\x00", b'"\xff\xc3', b"null", b"{}"])
+def test_a_cut_line_is_dropped_even_where_nothing_is_later(tmp_path, cut):
+    take(run_log(tmp_path), range(4))
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(cut)
+    run_log(tmp_path, first=8).close()
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+
+
+def test_a_new_run_starts_a_new_log(tmp_path):
+    take(run_log(tmp_path), range(8))
+    run_log(tmp_path, first=0).close()
+    assert lines(tmp_path) == []
+
+
+# TensorBoard.
+
+
+def test_tensorboard_holds_the_same_values(tmp_path):
+    take(run_log(tmp_path), range(9))
+    assert scalars(tmp_path) == {line["step"]: line["loss"] for line in lines(tmp_path)}
+    assert scalars(tmp_path, "train/grad_norm") == {2: 0.125, 4: 0.375, 6: 0.625, 8: 0.875, 9: 1.0}
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert set(tags) == {
+        f"train/{name}" for name in ("loss", "loss_low_pass", "grad_norm", "learning_rate", *(TIMES - {"time"}))
+    }
+
+
+def test_tensorboard_holds_the_evaluation(tmp_path):
+    log = run_log(tmp_path)
+    rows = [
+        {"weights": weights, "val_resize_size": size, "top1": 50.0, "top5": 75.0, "loss": 1.5}
+        for weights in ("model", "ema") for size in (40, 33)
+    ]  # fmt: skip
+    log.evaluation(rows, step=6)
+    log.close()
+    for weights in ("model", "ema"):
+        for size in (40, 33):
+            assert scalars(tmp_path, f"val/top1_{weights}_at_{size}") == {6: 50.0}
+            assert scalars(tmp_path, f"val/loss_{weights}_at_{size}") == {6: 1.5}
+
+
+@pytest.mark.parametrize("first", [3, 5])
+def test_tensorboard_drops_later_values_on_resuming(tmp_path, first):
+    take(run_log(tmp_path), range(8))
+    take(run_log(tmp_path, first=first), range(first, 9))
+    assert scalars(tmp_path) == {2: 1, 4: 3, 6: 5, 8: 7, 9: 8}
+    assert scalars(tmp_path) == {line["step"]: line["loss"] for line in lines(tmp_path)}
+
+
+def test_tensorboard_keeps_the_value_at_the_step_that_is_resumed(tmp_path):
+    """A checkpoint after step 4, and a line of log.jsonl for step 4: both logs keep it."""
+    take(run_log(tmp_path), range(8))
+    take(run_log(tmp_path, first=4), range(4, 9))
+    assert scalars(tmp_path) == {line["step"]: line["loss"] for line in lines(tmp_path)}
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later_and_in_order(tmp_path, monkeypatch, capsys):
+    """/dev/full fails as a full disk does; the file that was there is kept whole."""
+    log = run_log(tmp_path, every=1)
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    real, log.path = log.path, Path("/dev/full")
+    monkeypatch.setattr(os, "truncate", lambda path, size: None)
+    for step in (1, 2):
+        log.step(step, 0, 0.5, metrics(step), waited=0.0)
+    assert capsys.readouterr().out.count("warning: /dev/full: cannot be written (No space left on device)") == 2
+    with pytest.raises(OSError, match="last lines could not be written"):
+        log.close()
+    log.path = real
+    log.step(3, 1, 0.5, metrics(3), waited=0.0)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_tensorboard_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
+    log = run_log(tmp_path, every=1)
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log.writer, "add_scalar", refuse)
+    log.step(1, 0, 0.5, metrics(1), waited=0.0)
+    assert "warning: " in capsys.readouterr().out
+    log.step(2, 0, 0.5, metrics(2), waited=0.0)
+    log.close()
+    assert set(scalars(tmp_path)) >= {3}
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_replaced_images_are_lines_of_their_own(tmp_path, capsys):
+    log = run_log(tmp_path, every=1)
+    log.replaced_images(1, ["a.jpg: broken; replaced by b.jpg"])
+    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    log.close()
+    assert lines(tmp_path)[0] == {"step": 1, "replaced_images": 1, "replaced": ["a.jpg: broken; replaced by b.jpg"]}
+    assert "step 1  a.jpg: broken; replaced by b.jpg" in capsys.readouterr().out
+    run_log(tmp_path, every=1, first=0).close()
+    assert lines(tmp_path) == []

@@ -1,0 +1,176 @@
+"""Exact evaluation: every image once, in integers, against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from utils.distributed import World
+from utils.training.evaluation import Mistakes, evaluate, share_of_rank, table
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 1, CPU)
+LENGTH, CLASSES, SIDE = 103, 12, 4
+
+
+SIZES = [{"val_resize_size": 40}, {"val_resize_size": 32}]
+
+
+def views(crops):
+    return (images.float() / 255 - 0.5 for images in crops.unbind(1))
+
+
+class Tiny(nn.Module):
+    def __init__(self, classes=CLASSES):
+        super().__init__()
+        torch.manual_seed(3)
+        self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(3 * SIDE * SIDE, classes)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images):
+        return self.linear(self.drop(self.norm(images)).flatten(1))
+
+
+def data(length=LENGTH, classes=CLASSES, sizes=2):
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randint(0, 256, (length, sizes, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return crops, torch.randint(0, classes, (length,), generator=generator)
+
+
+def batches(crops, labels, batch_size):
+    return [(crops[numbers], labels[numbers]) for numbers in share_of_rank(len(labels), ALONE, batch_size)]
+
+
+def by_numpy(model, crops, labels):
+    """Counts and mean loss, one image at a time in float64."""
+    weight, bias = (parameter.detach().double().numpy() for parameter in model.linear.parameters())
+    top1 = top5 = 0
+    loss = 0.0
+    for image, label in zip(crops.numpy().astype(float), labels.tolist(), strict=True):
+        x = (image / 255 - 0.5) / np.sqrt(1 + model.norm.eps)  # BatchNorm's first statistics: mean 0, variance 1
+        logits = weight @ x.ravel() + bias
+        above = int((logits > logits[label]).sum())
+        top1, top5 = top1 + (above < 1), top5 + (above < 5)
+        loss += np.log(np.exp(logits).sum()) - logits[label]
+    return top1, top5, loss / len(labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 103, 1000])
+@pytest.mark.parametrize("classes", [CLASSES, 5, 3, 2])
+def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
+    model = Tiny(classes)
+    crops, labels = data(classes=classes)
+    rows = evaluate(model, batches(crops, labels, batch_size), views, SIZES, LENGTH, ALONE)
+    assert [row["val_resize_size"] for row in rows] == [40, 32]
+    for size, row in enumerate(rows):
+        top1, top5, loss = by_numpy(model, crops[:, size], labels)
+        assert (row["images"], row["top1_count"], row["top5_count"]) == (LENGTH, top1, top5)
+        assert all(type(row[name]) is int for name in ("images", "top1_count", "top5_count"))
+        assert row["top1"] == 100 * top1 / LENGTH
+        assert row["top5"] == 100 * top5 / LENGTH
+        assert row["loss"] == pytest.approx(loss, rel=1e-6)
+    assert rows[0]["top1_count"] != rows[1]["top1_count"] or rows[0]["loss"] != rows[1]["loss"]
+    if classes <= 5:
+        assert rows[0]["top5"] == 100
+    else:
+        assert 0 < rows[0]["top1"] < rows[0]["top5"] < 100
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    model = Tiny().train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, batches(*data(), 7), views, SIZES, LENGTH, ALONE)
+    assert model.training == model.norm.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("length", "shown"), [(LENGTH + 1, LENGTH), (LENGTH - 1, LENGTH)])
+def test_a_count_that_is_not_the_sets_is_an_error(length, shown):
+    with pytest.raises(AssertionError, match=f"{shown} images counted, the set has {length}"):
+        evaluate(Tiny(), batches(*data(), 7), views, SIZES, length, ALONE)
+
+
+def test_an_image_counted_twice_is_an_error():
+    whole = batches(*data(), 50)
+    with pytest.raises(AssertionError, match="153 images counted"):
+        evaluate(Tiny(), [*whole, whole[0]], views, SIZES, LENGTH, ALONE)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 200), st.integers(1, 5), st.integers(1, 40))
+def test_ranks_share_the_images_without_overlap_or_padding(length, ranks, batch_size):
+    shares = [share_of_rank(length, World(rank, ranks, ranks, CPU), batch_size) for rank in range(ranks)]
+    assert sorted(number for share in shares for batch in share for number in batch) == list(range(length))
+    assert all(0 < len(batch) <= batch_size for share in shares for batch in share)
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_the_ranks_counts_add_up(ranks):
+    model = Tiny()
+    crops, labels = data()
+    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), views, SIZES[:1], LENGTH, ALONE)
+    parts = []
+    for rank in range(ranks):
+        mine = share_of_rank(LENGTH, World(rank, ranks, ranks, CPU), 7)
+        count = sum(map(len, mine))
+        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in mine], views, SIZES[:1], count, ALONE)
+    for name in ("images", "top1_count", "top5_count"):
+        assert sum(part[name] for part in parts) == whole[name]
+    assert sum(part["loss"] * part["images"] for part in parts) / LENGTH == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_table_is_markdown():
+    row = {"val_resize_size": 235, "top1": 78.8264, "top5": 94.1, "loss": 1.23456, "images": 50000}
+    assert table([row, row | {"val_resize_size": 236, "top1": 5.0}]) == (
+        "| val_resize_size | top-1 % | top-5 % | loss | images |\n"
+        "|---|---|---|---|---|\n"
+        "| 235 | 78.826 | 94.100 | 1.2346 | 50000 |\n"
+        "| 236 | 5.000 | 94.100 | 1.2346 | 50000 |"
+    )
+
+
+def told(world: World, logits, labels, number_of_classes=CLASSES, most=8) -> Mistakes:
+    mistakes = Mistakes(number_of_classes, world, most)
+    for numbers in share_of_rank(len(labels), world, 7):
+        mistakes.add(logits[numbers], labels[numbers])
+    return mistakes
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 101])
+def test_mistakes_are_counted_and_the_surest_found(classes):
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = 3 * torch.randn(LENGTH, classes, generator=generator), data(classes=classes)[1]
+    confusion, surest = told(ALONE, logits, labels, classes).collected()
+    predicted = logits.argmax(1)
+    if classes > 100:
+        assert len(confusion) == 0
+    else:
+        expected = np.zeros((classes, classes), int)
+        for true, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
+            expected[true, guess] += 1
+        assert confusion.dtype == torch.int64 and confusion.tolist() == expected.tolist()
+    exponentials = np.exp(logits.double().numpy())
+    confidence = (exponentials / exponentials.sum(1, keepdims=True)).max(1)
+    wrong = [n for n in np.argsort(-confidence) if predicted[n] != labels[n]][:8]
+    assert [row[1:] for row in surest] == [(n, labels[n], predicted[n]) for n in wrong]
+    assert [row[0] for row in surest] == pytest.approx(confidence[wrong].tolist())
+
+
+def test_mistakes_of_ranks_are_those_of_one():
+    logits, labels = 3 * torch.randn(LENGTH, CLASSES, generator=torch.Generator().manual_seed(2)), data()[1]
+    whole, parts = told(ALONE, logits, labels), [told(World(r, 3, 3, CPU), logits, labels) for r in range(3)]
+    assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
+    surest = sorted((row for part in parts for row in part.surest.tolist()), reverse=True)[:8]
+    assert surest == sorted(whole.surest.tolist(), reverse=True)
+
+
+def test_no_mistake_is_none():
+    labels = data()[1]
+    confusion, surest = told(ALONE, torch.nn.functional.one_hot(labels, CLASSES).float(), labels).collected()
+    assert surest == [] and confusion.trace() == LENGTH

@@ -1,0 +1,89 @@
+"""Learning rates against numbers computed by hand and against torch's own schedulers."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from utils.training.schedule import learning_rate
+
+PEAK, STEPS = 1.2e-3, 625  # ImageNet in batches of 2048
+CODE_A = partial(
+    learning_rate, steps_per_epoch=STEPS, epochs=300, peak=PEAK, warmup_epochs=20.0, warmup_learning_rate=1.2e-5,
+    final_learning_rate=0.0, interval="epoch", cosine_from="warmup",
+)  # fmt: skip
+CODE_B = partial(
+    learning_rate, steps_per_epoch=STEPS, epochs=300, peak=PEAK, warmup_epochs=20.0, warmup_learning_rate=1e-6,
+    final_learning_rate=1e-5, interval="step", cosine_from="start",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (0, 1.2e-5),
+        (1, 1.2e-5 + 1.188e-3 / 20),
+        (10, 6.06e-4),
+        (19, 1.2e-5 + 1.188e-3 * 19 / 20),
+        (20, 1.2e-3),
+        (90, 1.2e-3 * (1 + math.sqrt(0.5)) / 2),  # a quarter of the cosine
+        (160, 6e-4),  # its middle
+        (299, 1.2e-3 * math.sin(math.pi / 560) ** 2),  # 1 of its 280 epochs before the end
+    ],
+)
+def test_code_a_changes_at_each_epoch(epoch, expected):
+    first, last = epoch * STEPS, epoch * STEPS + STEPS - 1
+    assert CODE_A(first) == CODE_A(last) == pytest.approx(expected, rel=1e-9)
+
+
+def test_code_a_agrees_with_torchs_schedulers():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
+    warmup = LinearLR(optimizer, start_factor=0.01, total_iters=20)
+    schedule = SequentialLR(optimizer, [warmup, CosineAnnealingLR(optimizer, T_max=280)], milestones=[20])
+    theirs = []
+    for _ in range(300):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose([CODE_A(epoch * STEPS) for epoch in range(300)], theirs, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1e-6),
+        (1, 1e-6 + 1.199e-3 / 12500),
+        (6250, 6.005e-4),
+        (12499, 1e-6 + 1.199e-3 * 12499 / 12500),
+        (12500, 1e-5 + 1.19e-3 * (1 + math.cos(math.pi / 15)) / 2),  # 20 of 300 epochs into the cosine
+        (93750, 6.05e-4),  # its middle
+    ],
+)
+def test_code_b_changes_at_each_step(step, expected):
+    assert CODE_B(step) == pytest.approx(expected, rel=1e-9)
+
+
+def test_code_b_falls_below_the_peak_after_warmup_and_ends_on_its_floor():
+    assert CODE_B(12500) / PEAK == pytest.approx(0.989, abs=5e-4)
+    last = CODE_B(300 * STEPS - 1)
+    assert 1e-5 < last < 1e-5 * (1 + 1e-5)
+    after = [CODE_B(step) for step in range(12500, 300 * STEPS, 1000)]
+    assert after == sorted(after, reverse=True)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("cosine_from", ["warmup", "start"])
+def test_without_warmup_it_starts_at_the_peak(interval, cosine_from):
+    rates = [learning_rate(step, 4, 10, 0.5, interval=interval, cosine_from=cosine_from) for step in range(40)]
+    assert rates[0] == 0.5
+    assert rates[20] == pytest.approx(0.25)
+    assert len(set(rates)) == (40 if interval == "step" else 10)
+
+
+def test_warmup_may_end_within_an_epoch():
+    rates = [learning_rate(step, 4, 3, 1.0, 0.5, 0.2) for step in range(4)]
+    assert rates[:3] == pytest.approx([0.2, 0.6, 1.0])
+    assert rates[3] == pytest.approx((1 + math.cos(math.pi * 0.1)) / 2)

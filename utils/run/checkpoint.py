@@ -1,0 +1,147 @@
+"""Checkpoints that are whole or not there: written aside, flushed, renamed; read without running what they hold."""
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import time
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError, first_line
+from utils.files import write_atomically
+
+# Beside the weights in files of the public codes: A's command line, and B's settings, read as the plain dict they are.
+HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+
+
+class Checkpoints:
+    """A run's checkpoint folder: the newest `keep` step_*.pt, and `last.pt`, a relative link to the newest."""
+
+    def __init__(
+        self, folder: Path, keep: int, every_steps: int | None, every_minutes: float, on_save_error: str = "stop"
+    ):
+        self.folder, self.keep, self.on_save_error = folder, keep, on_save_error
+        self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
+        self.last_saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` completed steps."""
+        by_count = self.every_steps is not None and step % self.every_steps == 0
+        return by_count or time.monotonic() - self.last_saved >= self.every_seconds
+
+    def save(self, step: int, content: dict) -> Path:
+        """Write `content` as the checkpoint after `step` completed steps; an existing one of that step is replaced.
+
+        Raises: UserError with the space needed and free if it cannot be written; the earlier ones are left as they are.
+        """
+        path, self.last_saved = self.folder / f"step_{step:08d}.pt", time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
+            self.point_last_at(path)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError about positions
+            raise UserError(f"{path}: cannot be saved ({first_line(error)}); {self.space_for(content)}") from error
+        for old in self.all()[: -self.keep]:
+            if old != path:
+                old.unlink(missing_ok=True)
+        return path
+
+    def attempt(self, step: int, content: dict, must: bool) -> str:
+        """Save, and say so; a failure is raised if it `must` be or on_save_error is "stop", else told."""
+        try:
+            path = self.save(step, content)
+        except UserError as error:
+            if must or self.on_save_error == "stop":
+                raise
+            return f"warning: {error}; training goes on without it (checkpoint.on_save_error = continue)"
+        return f"saved {path} in {time.monotonic() - self.last_saved:.1f} s"
+
+    def space_for(self, content: dict) -> str:
+        free, good = shutil.disk_usage(self.folder.parent).free, self.newest()
+        return (
+            f"{size_of(content):,} bytes needed, {free:,} free; make room (checkpoint.keep = {self.keep} stay) or make "
+            f"the folder writable, and go on with --resume auto from {good or 'the start: there is no earlier one'}"
+        )
+
+    def all(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step_????????.pt"))
+
+    def point_last_at(self, path: Path) -> None:
+        link = self.folder / "last.pt.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, self.folder / "last.pt")
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename checkpoints of more steps, of a branch that is given up, so that nothing takes them for the newest."""
+        for cut_short in self.folder.glob("*.tmp"):
+            cut_short.unlink()
+        for path in self.all():
+            if int(path.stem.removeprefix("step_")) > step:
+                path.rename(path.with_name(path.name + ".abandoned"))
+                self.point_last_at(self.newest() or path)
+
+    def newest(self) -> Path | None:
+        return (self.all() or [None])[-1]
+
+
+def size_of(content) -> int:
+    """Bytes of all tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(size_of, inside))
+
+
+def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
+    """A checkpoint's content on the CPU; only tensors and plain containers are read, never code.
+
+    Args:
+        foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
+    Raises: UserError if the file is missing, damaged (checksums are verified), or holds anything else.
+    """
+    refuse_what_shows_at_once(path)
+    damaged = None
+    try:
+        if foreign and str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if not foreign or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch.load would take a flipped bit for a weight, and leave memory unset for what is marked a folder.
+                folders = "".join(entry.filename for entry in archive.infolist() if entry.external_attr & 16)
+                damaged = archive.testzip() or folders
+        with torch.serialization.safe_globals(HARMLESS):
+            content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL [\w.]+|operand \d+|$", str(error))[0]  # torch's own words advise to run it
+        raise UserError(f"{path}: refused: holds more than tensors and plain data ({what})") from error
+    except Exception as error:  # a damaged file fails in any way that a pickle can
+        raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
+    if damaged:
+        raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint, or copy it again")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
+    return content
+
+
+def refuse_what_shows_at_once(path: str | Path) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise UserError(f"{path}: empty; copy or download it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path}: a web page, not weights; its address was that of a page about the file, not its own")
