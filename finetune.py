@@ -1,235 +1,271 @@
 """Classification finetuning of a ResNet with BCE, and exact evaluation at chosen resize sizes.
 
-    torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml \
+    torchrun --standalone --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml \
         --weights runs/pretrain_resnet50/checkpoints/last.pt
-    torchrun --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
+    torchrun --standalone --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
         --weights runs/finetune_resnet50_bce/checkpoints/last.pt --val-resize-size 234 235 236
     python finetune.py --eval-only --frequency-sweep --weights runs/finetune_resnet50_bce/checkpoints/last.pt
     python finetune.py --help                                         # every knob
 """
 
-import re
+import os
 import sys
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from configs.schema import COMPARED, FREE_TO_CHANGE, FinetuneConfig
+from configs.schema import FinetuneConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
-from data.samples import EvaluationSamples, TrainingSamples, batch_loader, label
+from data.loader import StepBatches, batch_loader
+from data.samples import EvaluationSamples, TrainingSamples
 from data.sampling import BatchPlan
-from losses.classification import ClassificationLoss
-from models.frequency_filter import FrequencyFilter
-from models.mixing import Mixing
-from models.normalize import Normalizer, unit_float
-from models.trunk import resnet
-from models.weights import load_weights, start_from, weights_of
+from models.classifier import Classification, FilteredViews, ResizedViews
+from models.normalize import Normalizer
+from models.trunk import make_trunk, trunk_children
+from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, weights_of
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.pictures import confusion_picture, sheet, short
-from utils.process import EXIT_REQUEUE
+from utils.figures import confusion_figure
+from utils.pictures import sheet
+from utils.process import EXIT_REQUEUE, StopRequest
 from utils.run.checkpoint import read_checkpoint
-from utils.run.job import (
-    Run,
-    build_state,
-    comparable,
-    learning_rate_of,
-    open_log,
-    open_run,
-    place,
-    resolved,
-    resume_state,
-)
-from utils.run.log import RunLog
+from utils.run.job import Job, make_state, open_job, to_device, with_resolved_choices
+from utils.run.log import RunLog, open_log
+from utils.run.resume import begin_output, load_resume
 from utils.seeding import keyed_torch
-from utils.training.evaluation import Mistakes, evaluate, share_of_rank, table
-from utils.training.loop import train
+from utils.tables import markdown_cell, markdown_table
+from utils.training.evaluation import Mistake, Mistakes, evaluate, results_table, share_of_rank
+from utils.training.hooks import Every, SaveCheckpoint, StopOnBadNumbers, run_due
+from utils.training.schedule import LearningRate
+from utils.training.step import TrainingState, training_step
 
 
 def main(argv: list[str]) -> int:
     config = parse_command_line(FinetuneConfig, argv, "Finetuning of a ResNet, and its evaluation.")
     if config.run.eval_only:
         return evaluate_checkpoint(config)
-    run = open_run(config)
-    where, holdout = str(Path(config.data.data_path) / "train"), config.data.holdout_fraction
-    folder = run.world.in_turn(lambda: ImageFolder(where, None, holdout))
-    held_out = images_to_select_on(config, folder.classes, holdout)
-    val_folder = run.world.in_turn(lambda: ImageFolder(str(Path(config.data.data_path) / "val"), folder.classes))
-    t = config.train
-    cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
-    plan = BatchPlan.make(len(folder), *cut)
-    config = resolved(config, plan.images_per_device, run.dtype)
+    job = open_job(config)
 
+    # Data: which images there are, and which of them every step takes
+    root = os.path.join(config.data.data_path, "train")
+    folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    plan = BatchPlan.make(
+        length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
+        epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
+    )  # fmt: skip
+    config = with_resolved_choices(config, plan.images_per_device, job.dtype)
+
+    # Model: the task says what is to be learned, the state is what a step changes
+    task = Classification.from_config(config, folder.labels, len(folder.classes), job.world.device)
     with keyed_torch(config.run.seed, "initialisation"):
-        model = resnet(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
-    if config.run.weights and not run.resume:
-        where = (config.model.name, config.run.weights, config.run.use_ema, run.world)
-        note_pretraining(config, run, *start_from(model, *where, config.data.mean, config.data.std))
-    state = build_state(config, run, model)
-    content = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
-    completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
+        trunk = make_trunk(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
+    if config.run.weights and job.resume is None:
+        loaded = load_from_file(trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world)
+        note_pretraining(config, job, loaded)
+    state = make_state(config, job, trunk.classifier)
 
-    log = open_log(config, run, completed, plan.total_steps, f"finetuning {config.model.name} on {len(folder)} images")
-    batches = iter(training_batches(config, folder, plan, completed, run))
-    for steps in evaluation_intervals(completed, plan, config.run.evaluate_every_epochs):
-        done, stopped = train(
-            state, batches, finetuning_loss(config, plan, len(folder.classes), run.world.device),
-            learning_rate_of(config, plan.steps_per_epoch), steps, plan, run, log, content,
-        )  # fmt: skip
-        if stopped:
-            return EXIT_REQUEUE
-        mistakes = Mistakes(len(folder.classes), run.world)
-        models = {"model": state.model} | ({"ema": state.average.module} if state.average else {})
-        found = evaluate_models(config, run, models, val_folder, held_out, mistakes)
-        collected, size = mistakes.collected(), found["results"][0]["val_resize_size"]
-        with log.drawing(done):
-            show_mistakes(config, log, val_folder, *collected, size, done)
-        log.evaluation(found["results"], done)
-    log.compare(comparable(config, COMPARED), {"final/top1": found["results"][0]["top1"]}, done)
+    # Resume: go on where an earlier start of this run ended
+    extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
+    first_step = load_resume(config, job, state, extra_state)
+    if job.has_finished(first_step, plan.total_steps):
+        job.say(f"{job.output}: finished already")
+        return 0
+    begin_output(config, job, first_step)
+
+    # Train: the loop, and what happens every so many steps
+    log = open_log(
+        config, job, f"finetuning {config.model.name} on {len(folder)} images",
+        first_step=first_step, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
+    )  # fmt: skip
+    evaluation = Evaluation(config, job, state, data, log)
+    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
+    save_checkpoint = SaveCheckpoint(log, state, job, extra_state, before=(evaluation,))
+    hooks = [stop_on_bad_numbers, log, save_checkpoint]
+    batches = training_batches(config, job, task, folder, plan, first_step)
+    rate = LearningRate(config.schedule, config.optimizer.learning_rate, plan.steps_per_epoch)
+    run_due([evaluation], first_step)  # an earlier start may have ended during this evaluation
+    with StopRequest() as stop:
+        for step in range(first_step, plan.total_steps):
+            batch = batches.next_step()
+            metrics = training_step(state, step, rate.at(step), batch.micro_batches, task.loss)
+            log.count(rate.at(step), metrics, batch.waited)
+            # One exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
+            stop_requests, notes = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
+            if notes:
+                log.replaced_images(step + 1, job.world.gather(batch.notes))
+            run_due(hooks, step + 1)
+            if stop_requests:
+                stop_on_bad_numbers.run(step + 1)
+                save_checkpoint.run(step + 1, required=True)
+                log.close_early(step + 1)
+                return EXIT_REQUEUE
+            if evaluation.due(step + 1):
+                with stop.suspended():  # this step is saved, so a signal may end the evaluation at once
+                    evaluation.run(step + 1)
+
+    # Result
+    rows = evaluation.result["results"]
+    log.board.add_hparams(config, {"final/top1": rows[0]["top1"]}, plan.total_steps)
     log.close()
-    run.say(table(found["results"]))
-    data = {"train": folder.fingerprint(), "val": val_folder.fingerprint()}
-    run.write_result("result.json", {"steps": done, "checkpoint": str(run.checkpoints.newest()), "data": data, **found})
+    job.say(results_table(rows))
+    job.write_result("result.json", {
+        "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
+        "data": {"train": folder.fingerprint(), "val": data.val.fingerprint()}, **evaluation.result,
+    })  # fmt: skip
     return 0
 
 
-def note_pretraining(config: FinetuneConfig, run: Run, told: str, pretraining: dict | None) -> None:
-    """Tell of the weights, and keep the config of their training (None: unknown) beside config.yaml."""
-    run.say(told)
-    fraction = pretraining["data"].get("holdout_fraction", 0) if pretraining else 0
-    if pretraining and fraction < config.data.holdout_fraction:
-        run.say(
+def note_pretraining(config: FinetuneConfig, job: Job, loaded: LoadedWeights) -> None:
+    """Say what was loaded, and keep the config of its training, if that is known, beside config.yaml."""
+    job.say(loaded.report)
+    if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
+        job.say(warning)
+    if loaded.config is None:
+        return
+    fraction = loaded.config["data"].get("holdout_fraction", 0)
+    if fraction < config.data.holdout_fraction:
+        job.say(
             f"warning: {config.run.weights} was trained with data.holdout_fraction {fraction}, so on images that this "
             f"run holds out ({config.data.holdout_fraction})"
         )
-    if run.world.rank == 0 and pretraining:
-        run.output.mkdir(parents=True, exist_ok=True)
-        (run.output / "pretraining.yaml").write_text(to_yaml(pretraining), encoding="utf-8")
+    if job.world.rank == 0:
+        (job.output / "pretraining.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
 
 
-def evaluation_intervals(completed: int, plan: BatchPlan, every_epochs: int | None) -> list[range]:
-    """The steps still to take, cut where an evaluation is due, as it is now if we stand at a cut."""
-    interval = plan.total_steps if every_epochs is None else every_epochs * plan.steps_per_epoch
-    ends = [end for end in (*range(interval, plan.total_steps, interval), plan.total_steps) if end >= completed]
-    return [range(start, end) for start, end in zip([completed, *ends], ends, strict=False)]
-
-
-def training_batches(config: FinetuneConfig, folder: ImageFolder, plan: BatchPlan, completed: int, run: Run):
-    """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, class numbers (B,)."""
-    d = config.data
-    augment = (d.rand_augment_ops, d.rand_augment_magnitude, d.rand_augment_bins)
+def training_batches(
+    config: FinetuneConfig, job: Job, task: Classification, folder: ImageFolder, plan: BatchPlan, first_step: int
+) -> StepBatches:
+    """This rank's micro-batches from the first step on: images (B, 3, S, S) uint8, class numbers (B,)."""
     transform = train_transform(
-        d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation, augment
-    )
-    samples = TrainingSamples(folder, transform, config.run.seed, partial(label, folder), d.on_bad_image == "skip")
-    return batch_loader(samples, plan.micro_batches(completed), *run.loading)
+        crop_size=config.data.train_crop_size, crop_ratio=config.data.crop_ratio,
+        aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
+        interpolation=config.data.interpolation, rand_augment_ops=config.data.rand_augment_ops,
+        rand_augment_magnitude=config.data.rand_augment_magnitude, rand_augment_bins=config.data.rand_augment_bins,
+    )  # fmt: skip
+    skip_bad = config.data.on_bad_image == "skip"
+    samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)
+    return StepBatches.of_plan(
+        samples, plan, first_step, workers=job.workers, device=job.world.device,
+        timeout_minutes=config.run.timeout_minutes,
+    )  # fmt: skip
 
 
-def finetuning_loss(config: FinetuneConfig, plan: BatchPlan, num_classes: int, device):
-    """The closure that the training step calls: a batch's whole way from uint8 to the loss."""
-    normalize = Normalizer(config.data.mean, config.data.std, device)
-    mixing = Mixing(config.data.mixup_alpha, config.data.cutmix_alpha, num_classes)
-    classification_loss = ClassificationLoss(config.loss.name, config.loss.label_smoothing)
+@dataclass(frozen=True)
+class EvaluationData:
+    """The images to evaluate on: val, and those of train to choose a resize size on, if one is to be chosen."""
 
-    def loss_of(model, step, turn, images, labels):
-        """images (B, 3, H, W) uint8, labels (B,) int64 -> scalar, nothing further to log."""
-        clean = normalize(unit_float(images))  # (B, 3, H, W) float32
-        with keyed_torch(config.run.seed, "mixing", step, plan.micro_batch_number(turn)):
-            mixed, targets = mixing(clean, labels)  # (B, 3, H, W), (B, K)
-        logits = model(mixed)  # (B, K)
-        return classification_loss(logits, targets), {}
+    val: ImageFolder
+    held_out: ImageFolder | None
 
-    return loss_of
+    @classmethod
+    def open(cls, config: FinetuneConfig, job: Job, classes: list[str], holdout_fraction: float) -> "EvaluationData":
+        """Args: holdout_fraction: the one that the model was trained with."""
+        held_out = None
+        if config.run.select_val_resize_size:
+            train = os.path.join(config.data.data_path, "train")
+            held_out = job.world.in_turn(lambda: ImageFolder(train, classes, holdout_fraction, held_out=True))
+        val = os.path.join(config.data.data_path, "val")
+        return cls(job.world.in_turn(lambda: ImageFolder(val, classes)), held_out)
 
 
-def images_to_select_on(config: FinetuneConfig, classes: list[str], holdout: float) -> ImageFolder | None:
-    root = str(Path(config.data.data_path) / "train")
-    return ImageFolder(root, classes, holdout, held_out=True) if config.run.select_val_resize_size else None
+class Evaluation:
+    """The hook that evaluates the model, and its average if there is one, every so many epochs and at the end."""
+
+    def __init__(self, config: FinetuneConfig, job: Job, state: TrainingState, data: EvaluationData, log: RunLog):
+        self.config, self.job, self.data, self.log = config, job, data, log
+        self.models = {"model": state.model}
+        if state.average is not None:
+            self.models["ema"] = state.average.module
+        every_epochs = config.run.evaluate_every_epochs
+        every_steps = None if every_epochs is None else every_epochs * log.steps_per_epoch
+        self.every = Every(every_steps, log.total_steps)
+        self.result: dict = {}  # the latest
+
+    def due(self, step: int) -> bool:
+        return self.every.due(step)
+
+    def run(self, step: int) -> None:
+        mistakes = Mistakes(len(self.data.val.classes), self.job.world)
+        self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
+        confusion, surest = mistakes.collected()
+        rows = self.result["results"]
+        with self.log.board.guard(step):
+            show_mistakes(self.config, self.log, self.data.val, confusion, surest, rows[0]["val_resize_size"], step)
+        self.log.evaluation(rows, step)
 
 
 def evaluate_models(
-    config: FinetuneConfig, run: Run, models: dict, val_folder: ImageFolder, held_out, mistakes: Mistakes | None = None
-) -> dict:
+    config: FinetuneConfig, job: Job, models: dict[str, nn.Module], data: EvaluationData,
+    mistakes: Mistakes | None = None,
+) -> dict:  # fmt: skip
     """For result.json: `results`, val's rows, and `val_resize_size` with how that was settled.
 
     Args:
         models: name -> model.
-        held_out: the ImageFolder on which to choose a resize size (most images right, then the lower loss), or None.
-        mistakes: is told of the first model on val, at the first size.
+        mistakes: collects those of the first model on val, at the first size.
     """
-    rows, scores = [], []
+    rows: list[dict] = []
+    settled: dict = {"chosen": "given before"}
+    if data.held_out is not None:
+        settled = {"chosen": "on held-out images of train", "held_out": []}
     for name, model in models.items():
-        if held_out is not None:
-            tried = evaluate_model(config, run, model, held_out, name)
-            best = max(tried, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
-            run.say(f"{name}: val_resize_size {best} is best on {len(held_out)} held-out images")
-            scores += tried
-        sizes = config.data.val_resize_size if held_out is None else (best,)
-        chosen = replace(config, data=replace(config.data, val_resize_size=sizes))
-        rows += evaluate_model(chosen, run, model, val_folder, name, mistakes if not rows else None)
-    how = {"chosen": "given before"} if held_out is None else {"chosen": "on held-out images of train"}
-    return {"results": rows, "val_resize_size": how | ({"held_out": scores} if scores else {})}
+        at_size = config
+        if data.held_out is not None:
+            candidates = evaluate_model(config, job, model, data.held_out, name)
+            settled["held_out"] += candidates
+            # Most images right, then the lower loss.
+            size = max(candidates, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
+            job.say(f"{name}: val_resize_size {size} is best on {len(data.held_out)} held-out images")
+            at_size = replace(config, data=replace(config.data, val_resize_size=(size,)))
+        rows += evaluate_model(at_size, job, model, data.val, name, mistakes)
+        mistakes = None
+    return {"results": rows, "val_resize_size": settled}
 
 
 def evaluate_model(
-    config: FinetuneConfig, run: Run, model, folder: ImageFolder, weights: str, mistakes: Mistakes | None = None
-) -> list[dict]:
+    config: FinetuneConfig, job: Job, model: nn.Module, folder: ImageFolder, weights: str,
+    mistakes: Mistakes | None = None,
+) -> list[dict]:  # fmt: skip
     """A row for each resize size, or each filter of the sweep; `weights` names what was evaluated."""
-    d = config.data
-    samples = EvaluationSamples(folder, d.val_resize_size, d.val_crop_size, d.interpolation)
-    mine = share_of_rank(len(folder), run.world, d.val_batch_size)
-    batches = batch_loader(samples, mine, *run.loading)
-    normalize = Normalizer(d.mean, d.std, run.world.device)
-
-    def sizes(crops):
-        """(B, sizes, 3, S, S) uint8 -> (B, 3, S, S) float32 for each size."""
-        return (normalize(unit_float(images)) for images in crops.unbind(1))
-
-    views, names = sizes, [{"val_resize_size": size} for size in d.val_resize_size]
+    data = config.data
+    normalize = Normalizer(data.mean, data.std, job.world.device)
     if config.run.frequency_sweep:
-        radii = [radius for radius in config.run.sweep_radii if radius**2 <= 2 * (d.val_crop_size // 2) ** 2]
-        filters = [(None, "all"), *((radius, kind) for kind in ("low_pass", "high_pass") for radius in radii)]
-        views = partial(filtered_views, sizes, filters)
-        names = [{"kind": kind, "radius": radius} for radius, kind in filters]
-    rows = evaluate(model, batches, views, names, len(folder), run.world, mistakes)
+        last_bin_squared = 2 * (data.val_crop_size // 2) ** 2
+        radii = tuple(radius for radius in config.run.sweep_radii if radius**2 <= last_bin_squared)
+        views = FilteredViews(normalize, radii)
+    else:
+        views = ResizedViews(normalize, data.val_resize_size)
+    batches = batch_loader(
+        EvaluationSamples(folder, data.val_resize_size, data.val_crop_size, data.interpolation),
+        share_of_rank(len(folder), job.world, data.val_batch_size),
+        workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
+    )  # fmt: skip
+    rows = evaluate(model, batches, views, len(folder), job.world, mistakes)
     return [{"weights": weights, **row} for row in rows]
 
 
-def filtered_views(sizes, filters: list[tuple[float | None, str]], crops: torch.Tensor):
-    """The one size's images, filtered after normalisation, on their device, in each of several ways, and not clipped.
-
-    The filter is linear: low-passed, they are what filtering the pixels gives. High-passed, they have lost frequency 0,
-    their mean, and stand around data.mean, not black. Clipping would bring removed frequencies back.
-    """
-    (clean,) = sizes(crops)
-    for radius, kind in filters:
-        keep_low = torch.full((len(clean),), kind == "low_pass", device=clean.device)
-        yield FrequencyFilter(radius)(clean, keep_low) if radius else clean
-
-
 def show_mistakes(
-    config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion, surest: list, resize_size: int, step: int
-) -> None:
-    """To TensorBoard, from rank 0: the confusion matrix, and the wrong images of which the model was surest."""
+    config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion: torch.Tensor, surest: list[Mistake],
+    resize_size: int, step: int,
+) -> None:  # fmt: skip
+    """To TensorBoard: the confusion matrix, and the wrong predictions of which the model was surest, with names."""
     if len(confusion):
-        log.show("image", {"val/confusion_matrix": confusion_picture(confusion, folder.classes)}, step)
-    if not surest:
+        log.board.add_drawing("val/confusion_matrix", lambda: confusion_figure(confusion, folder.classes), step)
+    if not surest or not log.board.active:
         return
-    d, pictures = config.data, {}
-    samples = EvaluationSamples(folder, (resize_size,), d.val_crop_size, d.interpolation)
-    lines = ["| | confidence | true | predicted | file |", "|---|---|---|---|---|"]
-    for n, (confidence, image, *classes) in enumerate(surest, start=1):
-        names = [folder.classes[number] for number in classes]
-        pictures[f"{n} {short(names[0], 8)} as {short(names[1], 8)}"] = samples[image][0]
-        # Neither Markdown nor HTML may be read into a name: what is no letter becomes a character reference.
-        cells = [re.sub(r"[^A-Za-z0-9 .-]", lambda c: f"&#{ord(c[0])};", name) for name in (*names, folder.path(image))]
-        lines.append(f"| {n} | {confidence:.1%} | {' | '.join(cells)} |")
-    log.show("image", {"val/surest_mistakes": sheet(pictures)}, step)
-    log.show("text", {"val/surest_mistakes": "\n".join(lines)}, step)
+    samples = EvaluationSamples(folder, (resize_size,), config.data.val_crop_size, config.data.interpolation)
+    images, rows = [], []
+    for number, mistake in enumerate(surest, start=1):
+        images.append(samples[mistake.image][0])  # (1, 3, S, S)
+        true, predicted = folder.classes[mistake.true], folder.classes[mistake.predicted]
+        row = {"": number, "confidence": f"{mistake.confidence:.1%}", "true": markdown_cell(true)}
+        rows.append(row | {"predicted": markdown_cell(predicted), "file": markdown_cell(folder.path(mistake.image))})
+    log.board.add("image", "val/surest_mistakes", sheet(images), step)
+    log.board.add("text", "val/surest_mistakes", markdown_table(rows), step)
 
 
 def evaluate_checkpoint(config: FinetuneConfig) -> int:
@@ -241,21 +277,22 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
             f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
         )
     trained = saved["config"]["data"]
-    holdout = trained.get("holdout_fraction", 0.0)
-    if config.run.select_val_resize_size and not holdout:
+    holdout_fraction = trained.get("holdout_fraction", 0.0)
+    if config.run.select_val_resize_size and not holdout_fraction:
         raise UserError(f"{path}: was trained on all of train (data.holdout_fraction 0): nothing to choose a size on")
-    data = replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"]))
-    config = replace(config, data=data)
-    run = open_run(config, writes_checkpoints=False)
-    folder = run.world.in_turn(lambda: ImageFolder(str(Path(config.data.data_path) / "val"), saved["classes"]))
-    held_out = run.world.in_turn(lambda: images_to_select_on(config, saved["classes"], holdout))
-    model = resnet(saved["config"]["model"]["name"], len(saved["classes"]))
-    run.say(load_weights(model, weights_of(saved, path, config.run.use_ema)[1], path))
-    model = place(model, run.world.device, config.model.channels_last)
-    found = evaluate_models(config, run, {"ema" if config.run.use_ema else "model": model}, folder, held_out)
-    run.say(table(found["results"]))
-    name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
-    run.write_result(name, {"checkpoint": path, "step": saved["step"], "val_crop_size": data.val_crop_size, **found})
+    config = replace(config, data=replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"])))
+    job = open_job(config, writes_checkpoints=False)
+    data = EvaluationData.open(config, job, saved["classes"], holdout_fraction)
+    name = saved["config"]["model"]["name"]
+    network = make_trunk(name, len(saved["classes"])).classifier
+    _, weights = weights_of(saved, path, config.run.use_ema)
+    job.say(load_weights(network, weights, path, trunk_children(name)))
+    network = to_device(network, job.world.device, config.model)
+    result = evaluate_models(config, job, {"ema" if config.run.use_ema else "model": network}, data)
+    job.say(results_table(result["results"]))
+    file_name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
+    source = {"checkpoint": path, "step": saved["step"], "val_crop_size": config.data.val_crop_size}
+    job.write_result(file_name, {**source, **result})
     return 0
 
 

@@ -1,185 +1,139 @@
 """Masked frequency pretraining of a ResNet (arXiv 2206.07706).
 
-torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain_resnet50.yaml
+torchrun --standalone --nproc_per_node=8 pretrain.py --config configs/pretrain_resnet50.yaml
 python pretrain.py --config configs/sample_pretrain.yaml          # one process
 python pretrain.py --help                                         # every knob
 """
 
-import contextlib
+import os
 import sys
-from functools import partial
-from pathlib import Path
 
 import torch
 
-from configs.schema import FREE_TO_CHANGE, PretrainConfig
+from configs.schema import PretrainConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
-from data.samples import TrainingSamples, batch_loader, filter_coin, fixed_images
+from data.loader import StepBatches
+from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
-from losses.frequency import MaskedFrequencyLoss, grayscale
-from models.frequency_filter import FrequencyFilter
-from models.normalize import Normalizer, unit_float
-from models.trunk import masked_frequency_model
-from models.weights import start_from
+from models.mfm import MaskedFrequencyModelling, network_from_config
+from models.weights import load_from_file
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.pictures import combined, curves, eight_bit, log_magnitude, radial_error, sheet
-from utils.process import EXIT_REQUEUE
-from utils.run.job import Run, build_state, learning_rate_of, open_log, open_run, resolved, resume_state
-from utils.run.log import RunLog
+from utils.process import EXIT_REQUEUE, StopRequest
+from utils.run.job import Job, make_state, open_job, with_resolved_choices
+from utils.run.log import RunLog, open_log
+from utils.run.resume import begin_output, load_resume
 from utils.seeding import keyed_torch
-from utils.spectrum import kept_when_low
-from utils.training.evaluation import in_evaluation
-from utils.training.loop import train
+from utils.training.hooks import Every, SaveCheckpoint, ShowReconstructions, StopOnBadNumbers, run_due
+from utils.training.schedule import LearningRate
+from utils.training.step import training_step
+
+PICTURES = 6  # images that the reconstructions in TensorBoard show
 
 
 def main(argv: list[str]) -> int:
     config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
-    run = open_run(config)
-    where, holdout = str(Path(config.data.data_path) / "train"), config.data.holdout_fraction
-    folder = run.world.in_turn(lambda: ImageFolder(where, None, holdout))
-    t = config.train
-    cut = (t.batch_size, t.images_per_device, config.schedule.epochs, config.run.seed, run.world.rank, run.world.size)
-    plan = BatchPlan.make(len(folder), *cut)
-    config = resolved(config, plan.images_per_device, run.dtype)
+    job = open_job(config)
 
-    with keyed_torch(config.run.seed, "initialisation"):
-        channels = 1 if config.loss.target == "gray" else 3
-        model = masked_frequency_model(config.model.name, channels, config.model.zero_init_last_batch_norm)
-    if config.run.weights and not run.resume:
-        run.say(start_from(model, config.model.name, config.run.weights, config.run.use_ema, run.world)[0])
-    state = build_state(config, run, model)
-    content = {"config": to_dict(config), "images": len(folder)}
-    completed = resume_state(config, run, state, FREE_TO_CHANGE, content)
-    if completed == plan.total_steps and (run.output / "result.json").is_file():
-        run.say(f"{run.output}: finished already")
-        return 0
-
-    log = open_log(config, run, completed, plan.total_steps, f"pretraining {config.model.name} on {len(folder)} images")
-    batches = training_batches(config, folder, plan, completed, run)
-    done, _ = train(
-        state, iter(batches), pretraining_loss(config, run.world.device),
-        learning_rate_of(config, plan.steps_per_epoch), range(completed, plan.total_steps), plan,
-        run, log, content, pictures_of(config, run, log, state.model, folder, plan.total_steps),
+    # Data: which images there are, and which of them every step takes
+    root = os.path.join(config.data.data_path, "train")
+    folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    plan = BatchPlan.make(
+        length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
+        epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
     )  # fmt: skip
+    config = with_resolved_choices(config, plan.images_per_device, job.dtype)
+
+    # Model: the task says what is to be learned, the state is what a step changes
+    task = MaskedFrequencyModelling.from_config(config, job.world.device)
+    with keyed_torch(config.run.seed, "initialisation"):
+        network = network_from_config(config)
+    if config.run.weights and job.resume is None:
+        loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
+        job.say(loaded.report)
+    state = make_state(config, job, network)
+
+    # Resume: go on where an earlier start of this run ended
+    extra_state = {"config": to_dict(config), "images": len(folder)}
+    first_step = load_resume(config, job, state, extra_state)
+    if job.has_finished(first_step, plan.total_steps):
+        job.say(f"{job.output}: finished already")
+        return 0
+    begin_output(config, job, first_step)
+
+    # Train: the loop, and what happens every so many steps
+    log = open_log(
+        config, job, f"pretraining {config.model.name} on {len(folder)} images",
+        first_step=first_step, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
+    )  # fmt: skip
+    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
+    save_checkpoint = SaveCheckpoint(log, state, job, extra_state)
+    hooks = [stop_on_bad_numbers, log, save_checkpoint]
+    if config.logging.pictures_every_steps is not None:
+        hooks.append(show_reconstructions(config, job, log, task, state.model, folder))
+    batches = training_batches(config, job, task, folder, plan, first_step)
+    rate = LearningRate(config.schedule, config.optimizer.learning_rate, plan.steps_per_epoch)
+    with StopRequest() as stop:
+        for step in range(first_step, plan.total_steps):
+            batch = batches.next_step()
+            metrics = training_step(state, step, rate.at(step), batch.micro_batches, task.loss)
+            log.count(rate.at(step), metrics, batch.waited)
+            # One exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
+            stop_requests, notes = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
+            if notes:
+                log.replaced_images(step + 1, job.world.gather(batch.notes))
+            run_due(hooks, step + 1)
+            if stop_requests:
+                stop_on_bad_numbers.run(step + 1)
+                save_checkpoint.run(step + 1, required=True)
+                log.close_early(step + 1)
+                return EXIT_REQUEUE
     log.close()
-    if done < plan.total_steps:
-        return EXIT_REQUEUE
-    data = {"train": folder.fingerprint()}
-    found = {"steps": done, "checkpoint": str(run.checkpoints.newest()), "data": data, **log.last_line}
-    run.write_result("result.json", found)
+
+    # Result
+    job.write_result("result.json", {
+        "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
+        "data": {"train": folder.fingerprint()}, **log.last_line,
+    })  # fmt: skip
     return 0
 
 
-def training_batches(config: PretrainConfig, folder: ImageFolder, plan: BatchPlan, completed: int, run: Run):
-    """This rank's micro-batches from the first step not yet taken: images (B, 3, S, S) uint8, keep_low (B,) bool."""
-    d = config.data
-    transform = train_transform(d.train_crop_size, d.crop_ratio, d.aspect_ratio, d.flip_probability, d.interpolation)
-    coin = partial(filter_coin, config.run.seed, config.filter.low_pass_probability)
-    samples = TrainingSamples(folder, transform, config.run.seed, coin, d.on_bad_image == "skip")
-    return batch_loader(samples, plan.micro_batches(completed), *run.loading)
+def training_batches(
+    config: PretrainConfig, job: Job, task: MaskedFrequencyModelling, folder: ImageFolder, plan: BatchPlan,
+    first_step: int,
+) -> StepBatches:  # fmt: skip
+    """This rank's micro-batches from the first step on: images (B, 3, S, S) uint8, keep_low (B,) bool."""
+    transform = train_transform(
+        crop_size=config.data.train_crop_size, crop_ratio=config.data.crop_ratio,
+        aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
+        interpolation=config.data.interpolation,
+    )  # fmt: skip
+    skip_bad = config.data.on_bad_image == "skip"
+    samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)
+    return StepBatches.of_plan(
+        samples, plan, first_step, workers=job.workers, device=job.world.device,
+        timeout_minutes=config.run.timeout_minutes,
+    )  # fmt: skip
 
 
-def network_input(config: PretrainConfig, device):
-    """A closure: images (B, 3, H, W) uint8, keep_low (B,) bool -> them normalised, and what the network sees."""
-    normalize, f = Normalizer(config.data.mean, config.data.std, device), config.filter
-    frequency_filter = FrequencyFilter(f.radius, f.outer_radius, f.output, f.clamp)
-
-    def see(images, keep_low):
-        clean = normalize(unit_float(images))  # (B, 3, H, W) float32
-        if f.order == "normalize_first":
-            return clean, frequency_filter(clean, keep_low)
-        return clean, normalize(frequency_filter(unit_float(images), keep_low))
-
-    return see
-
-
-def loss_target(config: PretrainConfig):
-    return grayscale if config.loss.target == "gray" else lambda images: images
-
-
-def pretraining_loss(config: PretrainConfig, device):
-    """The closure that the training step calls: a batch's whole way from uint8 to the loss."""
-    see, target_of = network_input(config, device), loss_target(config)
-    f, g = config.filter, config.loss
-    frequency_loss = MaskedFrequencyLoss(f.radius, f.outer_radius, g.gamma, g.eps, g.reduction, g.scope)
-
-    def loss_of(model, _step, _turn, images, keep_low):
-        """images (B, 3, H, W) uint8, keep_low (B,) bool -> scalar, sums and counts to log."""
-        clean, filtered = see(images, keep_low)  # (B, 3, H, W) float32
-        predicted = model(filtered)  # (B, C, H, W), C = 1 or 3
-        errors, bins = frequency_loss.per_image(predicted, target_of(clean), keep_low)  # (B,), (B,)
-        told = errors.detach()
-        return frequency_loss.reduce(errors, bins), {
-            "loss_low_pass": ((told * keep_low).sum(), keep_low.sum()),
-            "loss_high_pass": ((told * ~keep_low).sum(), (~keep_low).sum()),
-        }
-
-    return loss_of
-
-
-@torch.no_grad()
-def reconstruct(config: PretrainConfig, model, images: torch.Tensor) -> tuple[dict, dict]:
-    """What the model, in evaluation mode, makes of images (B, 3, H, W) uint8 without either side's frequencies.
-
-    Returns, for "low_pass" and "high_pass" inputs: pictures original, filtered, prediction, combined, (B, 3 or 1, H, W)
-    in [0, 1], not clipped (grey is true where data.std is alike for all channels); and the prediction's `radial_error`.
-    """
-    device, f = images.device, config.filter
-    normalize = Normalizer(config.data.mean, config.data.std, device)
-    see, target_of = network_input(config, device), loss_target(config)
-    mean, std = (target_of(constant[None]) for constant in (normalize.mean, normalize.std))
-    low = kept_when_low(*images.shape[-2:], f.radius, f.outer_radius, device)
-    pictures, errors = {}, {}
-    for name, kept in (("low_pass", low), ("high_pass", ~low)):
-        clean, filtered = see(images, torch.full((len(images),), name == "low_pass", device=device))
-        with in_evaluation(model):
-            predicted, target = model(filtered), target_of(clean)
-        # Without frequency 0 an image filtered in [0, 1] is around 0, that is, black; a normalised one around the mean.
-        lift = normalize.mean if name == "high_pass" and f.order == "filter_first" else 0
-        pictures[name] = {
-            "original": unit_float(images), "filtered": normalize.undo(filtered) + lift,
-            "prediction": predicted * std + mean, "combined": combined(target, predicted, kept) * std + mean,
-        }  # fmt: skip
-        errors[name] = radial_error(predicted, target)
-    return pictures, errors
-
-
-def pictures_of(config: PretrainConfig, run: Run, log: RunLog, model, folder: ImageFolder, total_steps: int):
-    """The closure for the loop: where it is due, rank 0 shows what the model makes of the same few images.
-
-    They are of val, or of train if there is none. Nothing that training uses is changed, no random number drawn.
-    """
-    every, d = config.logging.pictures_every_steps, config.data
-    if run.world.rank != 0 or every is None:
-        return lambda done: None
-    with contextlib.suppress(UserError):
-        folder = ImageFolder(str(Path(d.data_path) / "val"))
-    images = fixed_images(folder, 6, d.train_crop_size, d.interpolation).to(run.world.device)
-
-    def show(done):
-        if not len(images) or (done % every and done != total_steps):
-            return
-        with log.drawing(done):
-            draw(done)
-
-    def draw(done):
-        pictures, errors = reconstruct(config, model, images)
-        for name, columns in pictures.items():
-            for tag, shade in (("reconstruction", eight_bit), ("log_magnitude", log_magnitude)):
-                drawn = {title: shade(column) for title, column in columns.items()}
-                log.show("image", {f"pictures/{tag}_{name}": sheet(drawn)}, done)
-        for kind, title in (
-            ("error", "mean |error|"),
-            ("relative", "mean |error| / mean |target|: 1 is predicting nothing"),
-        ):
-            lines = {f"{name} input": error[kind] for name, error in errors.items()}
-            log.show("image", {f"pictures/radial_{kind}": curves(lines, title, config.filter.radius)}, done)
-            log.show("tensor", {f"radial_error/{kind}/{name}": error[kind] for name, error in errors.items()}, done)
-
-    return show
+def show_reconstructions(
+    config: PretrainConfig, job: Job, log: RunLog, task: MaskedFrequencyModelling, model: torch.nn.Module,
+    folder: ImageFolder,
+) -> ShowReconstructions:  # fmt: skip
+    """The hook that shows a few images of val, or of train where val cannot be used."""
+    images = torch.empty(0)
+    if job.world.rank == 0:
+        val = os.path.join(config.data.data_path, "val")
+        if os.path.isdir(val):
+            try:
+                folder = ImageFolder(val)
+            except UserError as error:
+                log.say(f"warning: {error}; TensorBoard shows images of train instead")
+        images = fixed_images(folder, PICTURES, config.data.train_crop_size, config.data.interpolation)
+    every = Every(config.logging.pictures_every_steps, log.total_steps)
+    return ShowReconstructions(every, task, model, images.to(job.world.device), config.filter.radius, log)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Files into RGB images. The one place that decodes, so that another decoder is a change of one function."""
+"""Image files into RGB tensors. Nothing else decodes, so another decoder is a change of one function."""
 
 import io
+import math
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from utils.errors import UserError
 
 
 def decode_image(path: str) -> torch.Tensor:
-    """An image file as (3, H, W) uint8 RGB: an animation's first frame, EXIF rotation not applied (ImageNet practice).
+    """An image file as (3, H, W) uint8 RGB. EXIF rotation is not applied (ImageNet practice).
 
-    Grey, CMYK, palette and 16-bit images are converted, alpha is dropped, the content decides and not the name.
+    Grey, CMYK, palette and 16-bit images are converted, alpha is dropped, an animation gives its first frame. The
+    content decides, not the name.
     Raises: UserError naming a file that is missing, holds no image, or claims more than 179 million pixels.
     """
     try:
@@ -31,11 +33,16 @@ def decode_image(path: str) -> torch.Tensor:
         image = decode_with_pillow(path, encoded)
     if image.dtype == torch.uint16:
         image = from_16_bit(image.to(torch.int32))
-    return image[0] if image.dim() == 4 else image
+    if image.dim() == 4:  # an animation
+        return image[0]
+    return image
 
 
 def refuse_bomb(path: str, encoded: np.ndarray) -> None:
-    """Look at the header alone: a small file can claim more pixels than the memory holds."""
+    """Look at the header alone: a small file can claim more pixels than the memory holds.
+
+    Raises: UserError if it claims more than Pillow's limit of 179 million.
+    """
     if pixels_of_jpeg(encoded) <= Image.MAX_IMAGE_PIXELS:
         return
     try:
@@ -47,20 +54,30 @@ def refuse_bomb(path: str, encoded: np.ndarray) -> None:
 
 
 def pixels_of_jpeg(encoded: np.ndarray) -> float:
-    """Width times height if the file is a JPEG that begins with whole segments only, as good as all do; else infinity.
+    """Width × height from the frame header of a JPEG; inf for anything else, which Pillow then checks.
 
-    Pillow tells that of any file, but takes 4 % of a decode for it.
+    Pillow could check every file, but takes 4 % of a decode for it.
+
+    A file must not get past the check by showing us one frame and the decoder a larger one. So a frame header counts
+    only if nothing but whole segments stands before it. tests/data/test_decode.py tries frames behind fill bytes,
+    behind stray bytes, and behind markers that have no length, also read as if they had one: Pillow gets them all.
     """
     header = encoded[:65536].tobytes()
-    at = 2 if header[:2] == b"\xff\xd8" else len(header)
-    while at + 9 <= len(header) and header[at] == 0xFF and 0xC0 <= header[at + 1] < 0xFF:
-        kind = header[at + 1]
-        if kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header: length, bits, height, width
-            return int.from_bytes(header[at + 5 : at + 7], "big") * int.from_bytes(header[at + 7 : at + 9], "big")
-        if 0xD0 <= kind <= 0xD9:  # these have no length; none belongs here
+    if not header.startswith(b"\xff\xd8"):
+        return math.inf
+    at = 2
+    while at + 9 <= len(header):
+        marker, kind = header[at], header[at + 1]
+        if marker != 0xFF or not 0xC0 <= kind < 0xFF:
             break
+        if 0xD0 <= kind <= 0xD9:  # a marker without a length, which does not belong before the frame
+            break
+        if kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header: length, bits, height, width
+            height = int.from_bytes(header[at + 5 : at + 7], "big")
+            width = int.from_bytes(header[at + 7 : at + 9], "big")
+            return height * width
         at += 2 + int.from_bytes(header[at + 2 : at + 4], "big")
-    return float("inf")
+    return math.inf
 
 
 def decode_with_pillow(path: str, encoded: np.ndarray) -> torch.Tensor:
@@ -71,12 +88,16 @@ def decode_with_pillow(path: str, encoded: np.ndarray) -> torch.Tensor:
                 gray = from_16_bit(torch.from_numpy(np.asarray(image).astype(np.int32)))
                 return gray.expand(3, *gray.shape)
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except Exception as error:  # Pillow's readers raise whatever they stumble over
-        unknown = "of no known format" if encoded.size else "the file is empty"
-        reason = unknown if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+    except Exception as error:  # Pillow's readers may raise anything
+        if not encoded.size:
+            reason = "the file is empty"
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "of no known format"
+        else:
+            reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove the file") from error
 
 
 def from_16_bit(image: torch.Tensor) -> torch.Tensor:
-    """int32 values 0…65535 to uint8, rounded (65535 = 257 · 255)."""
+    """int32 values from 0 to 65535 as uint8, rounded (65535 = 257 · 255)."""
     return ((image + 128) // 257).clamp_(0, 255).to(torch.uint8)

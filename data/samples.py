@@ -1,97 +1,103 @@
-"""Samples as the loader's workers make them: uint8 images, and what belongs to each."""
+"""Samples as the loader's workers make them: uint8 images with their targets."""
 
 import contextlib
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from data.augment import evaluation_crops
 from data.decode import decode_image
 from data.folder import ImageFolder
 from utils.errors import UserError
-from utils.process import shield_worker
 from utils.seeding import keyed_numpy, keyed_torch
 
-REPLACEMENTS = 20  # tries for an unreadable image
+REPLACEMENTS = 20  # images tried in place of an unreadable one; if all of them fail, the folder itself is broken
+
+Target = bool | int  # keep_low, or a class number
 
 
 class TrainingSamples(Dataset):
-    """(image (3, S, S) uint8, what belongs to it, what to tell) by (epoch, index), a function of these and the seed.
+    """Training samples: `samples[epoch, index]` is (image (3, S, S) uint8, target, note).
+
+    A sample depends on nothing but its key and the seed. `note` says if another image was used, and why; else it is "".
 
     Args:
-        belonging: (epoch, index, number of the image taken) -> what the loss needs besides: `filter_coin`, `label`.
-        skip_bad: take another image, drawn by the same key, for an unreadable one, and tell of it.
+        transform: (3, H, W) uint8 -> (3, S, S) uint8; it draws from torch's CPU generator.
+        target_of: target_of(epoch, index, used_index) is what the loss needs besides the image, such as the class
+            number. `used_index` is the image that was used: `index`, or its replacement.
+        skip_bad: replace an unreadable image by another one, drawn by the same key, instead of raising UserError.
     """
 
-    def __init__(self, folder: ImageFolder, transform: Callable, seed: int, belonging: Callable, skip_bad=False):
-        self.folder, self.transform, self.seed = folder, transform, seed
-        self.belonging, self.skip_bad = belonging, skip_bad
+    def __init__(
+        self,
+        folder: ImageFolder,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        seed: int,
+        target_of: Callable[[int, int, int], Target],
+        skip_bad: bool = False,
+    ):
+        self.folder = folder
+        self.transform = transform
+        self.seed = seed
+        self.target_of = target_of
+        self.skip_bad = skip_bad
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, bool | int, str]:
-        decoded, taken, told = self.decode(*key)
-        with keyed_torch(self.seed, "augmentation", *key):
-            return self.transform(decoded), self.belonging(*key, taken), told
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, Target, str]:
+        epoch, index = key
+        image, used_index, note = self.decode(epoch, index)
+        with keyed_torch(self.seed, "augmentation", epoch, index):
+            image = self.transform(image)
+        return image, self.target_of(epoch, index, used_index), note
 
     def decode(self, epoch: int, index: int) -> tuple[torch.Tensor, int, str]:
+        """Decode the image, or its replacement. Returns: image (3, H, W) uint8, used_index, note."""
         try:
             return decode_image(self.folder.path(index)), index, ""
         except UserError as error:
             if not self.skip_bad:
                 raise
             reason = str(error)
-        for other in keyed_numpy(self.seed, "replacement", epoch, index).integers(len(self.folder), size=REPLACEMENTS):
+        draw = keyed_numpy(self.seed, "replacement", epoch, index)
+        for used_index in draw.integers(len(self.folder), size=REPLACEMENTS).tolist():
+            path = self.folder.path(used_index)
             with contextlib.suppress(UserError):
-                path = self.folder.path(other)
-                return decode_image(path), int(other), f"{reason}; replaced by {path}"
+                return decode_image(path), used_index, f"{reason}; replaced by {path}"
         raise UserError(f"{reason}; nor can {REPLACEMENTS} images drawn in its place: run scripts/check_data.py")
 
 
-def filter_coin(seed: int, low_pass_probability: float, epoch: int, index: int, _taken: int) -> bool:
-    """keep_low of a sample: a function of (seed, epoch, index)."""
-    return bool(keyed_numpy(seed, "coin", epoch, index).random() < low_pass_probability)
-
-
-def label(folder: ImageFolder, _epoch: int, _index: int, taken: int) -> int:
-    """The class number."""
-    return int(folder.labels[taken])
-
-
 class EvaluationSamples(Dataset):
-    """(crops (sizes, 3, S, S) uint8, class number) by index: one decode for all sizes."""
+    """Evaluation samples: `samples[index]` is (crops (sizes, 3, S, S) uint8, class number). One decode for all sizes.
+
+    Args:
+        resize_sizes: short sides before the centre crop, in pixels.
+        crop_size: side S of the centre crop, in pixels.
+    """
 
     def __init__(self, folder: ImageFolder, resize_sizes: tuple[int, ...], crop_size: int, interpolation: str):
-        self.folder, self.geometry = folder, (resize_sizes, crop_size, interpolation)
+        self.folder = folder
+        self.resize_sizes = resize_sizes
+        self.crop_size = crop_size
+        self.interpolation = interpolation
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return evaluation_crops(decode_image(self.folder.path(index)), *self.geometry), int(self.folder.labels[index])
+        image = decode_image(self.folder.path(index))
+        crops = evaluation_crops(image, self.resize_sizes, self.crop_size, self.interpolation)
+        return crops, int(self.folder.labels[index])
 
 
 def fixed_images(folder: ImageFolder, count: int, size: int, interpolation: str) -> torch.Tensor:
-    """At most `count` images, spread evenly over the folder: (n, 3, size, size) uint8; unreadable ones are left out."""
-    count, crops = min(count, len(folder)), []
-    for index in range(count):
-        with contextlib.suppress(UserError):
-            image = decode_image(folder.path(index * len(folder) // count))
-            crops += evaluation_crops(image, (size,), size, interpolation)
-    return torch.stack(crops) if crops else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    """The same few images every time, spread evenly over the folder, to show what a model does.
 
-
-def collate(samples: list[tuple]) -> list:
-    """default_collate's batch, whose images (B, …, 3, S, S) are HWC in memory as they come from decoder and resize."""
-    images, *rest = default_collate([(image.movedim(-3, -1), *others) for image, *others in samples])
-    return [images.movedim(-1, -3), *rest]
-
-
-def batch_loader(
-    samples: Dataset, batches, workers: int, device: torch.device, timeout_minutes: float = 0
-) -> DataLoader:
-    """A loader over lists of keys, pinned for a GPU; its workers are spared the rank's signals and die with it.
-
-    A worker that gives no batch for timeout_minutes (0: no limit) is an error.
+    Returns: (n, 3, size, size) uint8. n is at most `count`: unreadable images are left out.
     """
-    return DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
-        collate_fn=collate, worker_init_fn=shield_worker, prefetch_factor=4 if workers else None,
-        timeout=60 * timeout_minutes if workers else 0,
-    )  # fmt: skip
+    count = min(count, len(folder))
+    crops = []
+    for number in range(count):
+        path = folder.path(number * len(folder) // count)
+        with contextlib.suppress(UserError):
+            (crop,) = evaluation_crops(decode_image(path), (size,), size, interpolation)
+            crops.append(crop)
+    if not crops:
+        return torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return torch.stack(crops)

@@ -12,8 +12,9 @@ from utils.seeding import keyed_numpy
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How global batches are cut: in order into micro-batches; rank r of W takes micro-batches r, r + W, r + 2W, …
+    """Which images make up a step's batch, and which of them are this rank's.
 
+    A global batch is cut, in order, into micro-batches. Rank r of W takes micro-batches r, r + W, r + 2W, …
     With images_per_device fixed, any number of ranks that divides the micro-batches computes the same gradient.
     """
 
@@ -26,20 +27,45 @@ class BatchPlan:
     world_size: int
 
     @classmethod
-    def make(cls, length, batch_size, images_per_device, epochs, seed=0, rank=0, world_size=1) -> "BatchPlan":
-        """Check and fill in: images_per_device None means batch_size / world_size.
+    def make(
+        cls,
+        length: int,
+        batch_size: int,
+        images_per_device: int | None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> "BatchPlan":
+        """Check the numbers and fill in: images_per_device None means batch_size / world_size.
 
         Raises: UserError with the nearest batch sizes where something does not divide, or on too few images.
         """
-        unit = (images_per_device or 1) * world_size
+        cause = f"{world_size} ranks"
+        unit = world_size
+        if images_per_device is not None:
+            cause += f" × {images_per_device} images_per_device"
+            unit *= images_per_device
         if batch_size % unit:
-            below = batch_size // unit * unit or unit
-            cause = f"{world_size} ranks" + (f" × {images_per_device} images_per_device" if images_per_device else "")
-            near = f"{below} or {below + unit}"
-            raise UserError(f"train.batch_size = {batch_size}: does not divide into {cause}; nearest that do: {near}")
+            below = max(batch_size // unit * unit, unit)
+            nearest = f"{below} or {below + unit}"
+            raise UserError(
+                f"train.batch_size = {batch_size}: does not divide into {cause}; nearest that do: {nearest}"
+            )
         if length < batch_size:
             raise UserError(f"train.batch_size = {batch_size}: more than the {length} training images; lower it")
-        return cls(length, batch_size, images_per_device or batch_size // world_size, epochs, seed, rank, world_size)
+        if images_per_device is None:
+            images_per_device = batch_size // world_size
+        return cls(
+            length=length,
+            batch_size=batch_size,
+            images_per_device=images_per_device,
+            epochs=epochs,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,12 +77,12 @@ class BatchPlan:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of this rank an optimizer step."""
+        """Micro-batches of this rank in an optimizer step."""
         return self.batch_size // (self.images_per_device * self.world_size)
 
-    def micro_batch_number(self, turn: int) -> int:
-        """Number within the global batch of this rank's micro-batch `turn`."""
-        return self.rank + turn * self.world_size
+    def micro_batch_number(self, micro_step: int) -> int:
+        """Number, within the global batch, of the micro-batch that this rank takes as its `micro_step`-th."""
+        return self.rank + micro_step * self.world_size
 
     def images_of(self, step: int) -> np.ndarray:
         """The numbers of the images in a step's global batch, in order: (batch_size,)."""
@@ -65,11 +91,12 @@ class BatchPlan:
         return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def micro_batches(self, first_step: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """This rank's, from one step on to the last, as lists of (epoch, image number): a batch_sampler."""
+        """This rank's micro-batches from one step on, as lists of (epoch, image number): a batch_sampler."""
         for step in range(first_step, self.total_steps):
-            cut = self.images_of(step).reshape(-1, self.images_per_device)
-            for images in cut[self.rank :: self.world_size].tolist():
-                yield [(step // self.steps_per_epoch, image) for image in images]
+            epoch = step // self.steps_per_epoch
+            micro_batches = self.images_of(step).reshape(-1, self.images_per_device)
+            for images in micro_batches[self.rank :: self.world_size].tolist():
+                yield [(epoch, image) for image in images]
 
 
 @functools.lru_cache(maxsize=2)

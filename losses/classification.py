@@ -7,27 +7,36 @@ from utils.precision import full_precision
 
 
 def smooth_labels(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Take `smoothing` from the true class and share it among the others, as public code A does.
+    """Take `smoothing` from the true class and share it among the others, as CoinCheung/MFM does.
 
     Args:
-        targets: (B, K) that sum to 1, mixed or one-hot; 1 becomes 1 − smoothing, 0 becomes smoothing / (K − 1).
+        targets: (B, K) that sum to 1, mixed or one-hot. 1 becomes 1 − smoothing, 0 becomes smoothing / (K − 1).
+        smoothing: in [0, 1).
     """
+    if not smoothing:
+        return targets
     other = smoothing / max(1, targets.shape[1] - 1)
-    return other + targets * (1 - smoothing - other) if smoothing else targets
+    return other + targets * (1 - smoothing - other)
 
 
 class ClassificationLoss:
-    """BCE (mean over batch × classes) or softmax cross-entropy (mean over the batch) on smoothed soft targets."""
+    """Binary or softmax cross-entropy on smoothed soft targets.
+
+    Args:
+        name: "bce", the mean over batch and classes, or "ce", the mean over the batch.
+        label_smoothing: in [0, 1), as in `smooth_labels`.
+    """
 
     def __init__(self, name: str = "bce", label_smoothing: float = 0.0):
         if name not in ("bce", "ce") or not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"name = {name!r}, label_smoothing = {label_smoothing}: must be 'bce' or 'ce', and in [0, 1)"
             )
-        self.name, self.label_smoothing = name, label_smoothing
+        self.name = name
+        self.label_smoothing = label_smoothing
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """logits (B, K), targets (B, K) that sum to 1 -> scalar float32 (float64 for float64 logits)."""
+        """logits (B, K), targets (B, K) that sum to 1 -> scalar float32, or float64 for float64 logits."""
         logits = full_precision(logits)
         targets = smooth_labels(targets, self.label_smoothing).to(logits.dtype)
         with torch.autocast(logits.device.type, enabled=False):

@@ -5,6 +5,8 @@ and sines, which is the same projection as a transform, a mask and a transform b
 needs no memory beside its result. High-pass is the image minus low-pass.
 """
 
+from typing import ClassVar
+
 import torch
 
 from utils.precision import exact_float32, full_precision
@@ -12,25 +14,29 @@ from utils.spectrum import kept_when_low, real_basis
 
 
 class FrequencyFilter:
-    """Keeps one side of the spectrum of each image.
+    """Keeps one side of the spectrum of each image. It is a corruption: see models.mfm.Corruption.
 
     Args:
         radius: bins with u² + v² < radius² are low; in integer bins of the image at hand, never rescaled.
         outer_radius: with it, only the ring radius ≤ d < outer_radius is high.
-        output: "real", or "abs" for its absolute value (public code A).
+        output: "real", or "abs" for its absolute value (CoinCheung/MFM).
         clamp: limits of the result, in its own units, applied last.
     """
 
+    kinds: ClassVar[dict[str, bool]] = {"low_pass": True, "high_pass": False}  # name -> keep_low
+
     def __init__(
-        self, radius: float, outer_radius: float | None = None, output: str = "real", clamp: tuple | None = None
-    ):
+        self, radius: float, outer_radius: float | None = None, output: str = "real",
+        clamp: tuple[float, float] | None = None,
+    ):  # fmt: skip
         if output not in ("real", "abs"):
             raise ValueError(f"output = {output!r}: must be 'real' or 'abs'")
         if not radius > 0 or (outer_radius is not None and not outer_radius > radius):
             raise ValueError(f"radius = {radius}, outer_radius = {outer_radius}: must be 0 < radius < outer_radius")
         if clamp is not None and not clamp[0] <= clamp[1]:
             raise ValueError(f"clamp = {clamp}: must have the smaller number first")
-        self.radius, self.outer_radius, self.output, self.clamp = radius, outer_radius, output, clamp
+        self.radius, self.outer_radius = radius, outer_radius
+        self.output, self.clamp = output, clamp
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
@@ -47,23 +53,40 @@ class FrequencyFilter:
             raise ValueError(f"images and keep_low have shapes {shapes}: must be (B, C, H, W) and (B,)")
         height, width = images.shape[-2:]
         kept_when_low(height, width, self.radius, self.outer_radius, images.device)  # refuses an empty side
+        # The basis spans the low disk, or the ring of the high side if there is one. An image that keeps this span is
+        # its projection; any other image is what the projection leaves of it.
+        keeps_span = keep_low if self.outer_radius is None else ~keep_low
+        sign = torch.where(keeps_span, 1, -1)[:, None, None, None]
         with torch.autocast(images.device.type, enabled=False), exact_float32():
             images = full_precision(images)
-            rows, columns, inside = self.basis(height, width, images.device, images.dtype)
-            sign = torch.where(keep_low == (self.outer_radius is None), 1, -1)[:, None, None, None]
-            components = (rows @ images @ columns.T) * inside * sign  # (B, C, K, L)
-            # One side is spanned by the basis; the other is what it leaves of the image.
+            rows, columns, in_span = self.basis(height, width, images.device, images.dtype)
+            components = (rows @ images @ columns.T) * in_span * sign  # (B, C, K, L)
             filtered = rows.T @ components @ columns
             filtered.addcmul_(images, (sign < 0).to(images.dtype))
             if self.output == "abs":
                 filtered.abs_()
-            return filtered if self.clamp is None else filtered.clamp_(*self.clamp)
+            if self.clamp is not None:
+                filtered.clamp_(*self.clamp)
+            return filtered
 
-    def basis(self, height, width, device, dtype):
+    def basis(
+        self, height: int, width: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the disk, or of the ring if there is one: rows (K, H), columns (L, W), and which products count (K, L)."""
-        outside = self.radius if self.outer_radius is None else self.outer_radius
-        rows, u = real_basis(height, outside, device, dtype)
-        columns, v = real_basis(width, outside, device, dtype)
+        outermost = self.radius if self.outer_radius is None else self.outer_radius
+        rows, u = real_basis(height, outermost, device, dtype)
+        columns, v = real_basis(width, outermost, device, dtype)
         squared = u[:, None] ** 2 + v**2
-        inside = squared < outside**2
-        return rows, columns, inside if self.outer_radius is None else inside & (squared >= self.radius**2)
+        in_span = squared < outermost**2
+        if self.outer_radius is not None:
+            in_span &= squared >= self.radius**2
+        return rows, columns, in_span
+
+    def kept(self, kind: str, height: int, width: int, device: torch.device) -> torch.Tensor:
+        """The bins that a network sees of an image filtered in this way: (H, W // 2 + 1) bool."""
+        low = kept_when_low(height, width, self.radius, self.outer_radius, device)
+        return low if self.kinds[kind] else ~low
+
+    def removes_mean(self, kind: str) -> bool:
+        """Whether frequency 0, the mean of the image, is among the removed ones."""
+        return not self.kinds[kind]

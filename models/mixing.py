@@ -13,9 +13,12 @@ class Mixing:
 
     def __init__(self, mixup_alpha: float, cutmix_alpha: float, num_classes: int):
         self.num_classes = num_classes
-        ways = [v2.MixUp(alpha=mixup_alpha, num_classes=num_classes)] if mixup_alpha else []
-        ways += [v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes)] if cutmix_alpha else []
-        self.mix = v2.RandomChoice(ways) if ways else None
+        transforms = []
+        if mixup_alpha:
+            transforms.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+        if cutmix_alpha:
+            transforms.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+        self.mix = v2.RandomChoice(transforms) if transforms else None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, C, H, W) float, labels (B,) int64 -> images, targets (B, K) float32 that sum to 1."""

@@ -1,34 +1,67 @@
-"""torchvision ResNets, whole for classification, their trunk with a decoder for pretraining."""
+"""Backbones by name: the trunk that pretraining and finetuning share.
+
+A new family of trunks is a function that builds a `Trunk`, and its names in `TRUNKS`.
+"""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torchvision import models
 
 from utils.errors import UserError
 
-STRIDE = 32  # of every ResNet trunk: pixels of the image a feature's side stands for
+
+@dataclass(frozen=True)
+class Trunk:
+    """A newly initialised backbone, and the classifier around it.
+
+    Args:
+        module: (B, 3, H, W) -> features (B, width, H / stride, W / stride). Its children name the tensors of a
+            checkpoint, so a ResNet's trunk loads into torchvision by name.
+        stride: pixels of the image that one side of a feature stands for.
+        width: channels of the features.
+        classifier: (B, 3, H, W) -> logits (B, K), the library's own network around the very same tensors.
+    """
+
+    module: nn.Sequential
+    stride: int
+    width: int
+    classifier: nn.Module
+
+    @property
+    def children(self) -> frozenset[str]:
+        """The first parts of its tensors' names."""
+        return frozenset(name for name, _ in self.module.named_children())
 
 
-def resnet(name: str, num_classes: int = 1000, zero_init_last_batch_norm: bool = False) -> models.ResNet:
-    """A torchvision ResNet by name, newly initialised, so that its state dict is torchvision's own.
+def torchvision_resnet(name: str, num_classes: int, zero_init_last_batch_norm: bool) -> Trunk:
+    """A ResNet, ResNeXt or Wide ResNet, whose state dict is torchvision's own."""
+    resnet = models.get_model(name, weights=None, num_classes=num_classes, zero_init_residual=zero_init_last_batch_norm)
+    below_pooling = OrderedDict(resnet.named_children())
+    del below_pooling["avgpool"], below_pooling["fc"]
+    return Trunk(module=nn.Sequential(below_pooling), stride=32, width=resnet.fc.in_features, classifier=resnet)
 
+
+RESNET_FAMILIES = ("resnet", "resnext", "wide_resnet")
+TRUNKS = {name: torchvision_resnet for name in models.list_models(module=models) if name.startswith(RESNET_FAMILIES)}
+
+
+def make_trunk(name: str, num_classes: int = 1000, zero_init_last_batch_norm: bool = False) -> Trunk:
+    """The backbone of that name, initialised from torch's CPU generator.
+
+    Args:
+        num_classes: outputs K of the classifier.
+        zero_init_last_batch_norm: each residual block's last BatchNorm starts at 0 instead of 1.
     Raises: UserError with the names there are.
     """
-    families = ("resnet", "resnext", "wide_resnet")
-    known = [known for known in models.list_models(module=models) if known.startswith(families)]
-    if name not in known:
-        raise UserError(f"model.name = {name}: not a torchvision ResNet; there are {', '.join(known)}")
-    return models.get_model(name, weights=None, num_classes=num_classes, zero_init_residual=zero_init_last_batch_norm)
+    if name not in TRUNKS:
+        raise UserError(f"model.name = {name}: no such trunk; there are {', '.join(TRUNKS)}")
+    return TRUNKS[name](name, num_classes, zero_init_last_batch_norm)
 
 
-def masked_frequency_model(name: str, out_channels: int, zero_init_last_batch_norm: bool = False) -> nn.Sequential:
-    """Trunk, then decoder: a 1×1 convolution to out_channels · 32² channels and a pixel shuffle (paper, section 3.3).
-
-    (B, 3, H, W) -> (B, out_channels, H, W), H and W multiples of 32. Parameters are named as torchvision names them
-    (conv1, bn1, layer1 … layer4), plus decoder.*: the trunk of a checkpoint loads into torchvision by name.
-    """
-    whole = resnet(name, zero_init_last_batch_norm=zero_init_last_batch_norm)
-    trunk = OrderedDict((child, module) for child, module in whole.named_children() if child not in ("avgpool", "fc"))
-    head = nn.Conv2d(whole.fc.in_features, out_channels * STRIDE**2, kernel_size=1)
-    return nn.Sequential(OrderedDict(trunk, decoder=nn.Sequential(head, nn.PixelShuffle(STRIDE))))
+def trunk_children(name: str) -> frozenset[str]:
+    """`Trunk.children` of the backbone of that name; no memory is taken and no random number drawn."""
+    with torch.device("meta"):
+        return make_trunk(name).children

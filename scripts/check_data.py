@@ -7,12 +7,11 @@ Exit code 0: nothing found; 1: findings; 2: the folder cannot be checked at all.
 """
 
 import argparse
-import collections
 import json
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -24,22 +23,27 @@ from utils.errors import UserError, first_line
 from utils.files import write_atomically
 from utils.process import available_cores, shield_worker
 
-SHOWN = 20  # findings on the console
+SHOWN = 20  # findings that are printed
 MIN_SIDE = 8  # pixels; a shorter image holds next to nothing to learn from
 
 
 def check_image(path: str) -> tuple[str, list[str]]:
-    """What keeps an image from being used ("": nothing), and what a person may not expect of how it is used."""
+    """What keeps an image from being used ("": nothing), and notes on what may surprise in how it is used."""
     try:
         pixels = decode_image(path)
     except UserError as error:
         return str(error), []
-    notes = ["shorter side below 8 pixels"] if min(pixels.shape[-2:]) < MIN_SIDE else []
+    notes = []
+    if min(pixels.shape[-2:]) < MIN_SIDE:
+        notes.append(f"shorter side below {MIN_SIDE} pixels")
     try:
         with Image.open(path) as image:
-            notes += ["EXIF rotation, not applied"] if image.getexif().get(0x0112, 1) != 1 else []
-            notes += ["animated, first frame used"] if getattr(image, "n_frames", 1) > 1 else []
-            notes += [f"{image.mode}, used as 8-bit RGB"] if image.mode not in ("RGB", "L", "P") else []
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                notes.append("EXIF rotation, not applied")
+            if getattr(image, "n_frames", 1) > 1:
+                notes.append("animated, first frame used")
+            if image.mode not in ("RGB", "L", "P"):
+                notes.append(f"{image.mode}, used as 8-bit RGB")
     except Exception:  # of a format, or of metadata, that Pillow alone stumbles over: the pixels were read
         notes.append("unusual headers")
     return "", notes
@@ -51,31 +55,54 @@ def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], 
     Raises: UserError if a process is killed, as the kernel does for want of memory.
     """
     paths = [folder.path(index) for folder in folders for index in range(len(folder))]
-    findings, notes = [], collections.defaultdict(list)
+    findings: list[str] = []
+    images_of_note: dict[str, list[str]] = {}
     # What a loader's worker processes collate are the paths themselves, one by one.
-    results = DataLoader(paths, None, num_workers=workers, collate_fn=check_image, worker_init_fn=shield_worker)
+    results = DataLoader(
+        paths, batch_size=None, num_workers=workers, collate_fn=check_image, worker_init_fn=shield_worker
+    )
     try:
-        for path, (finding, told) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
-            findings += [finding] if finding else []
-            for kind in told:
-                notes[kind].append(path)
+        for path, (finding, notes) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
+            if finding:
+                findings.append(finding)
+            for note in notes:
+                images_of_note.setdefault(note, []).append(path)
     except RuntimeError as error:
         raise UserError(f"a checking process was killed ({first_line(error)}); lower --workers") from error
-    return findings, notes
+    return findings, images_of_note
 
 
-def index(root: Path) -> tuple[list[ImageFolder], list[str]]:
-    """The folders to check, train first, and what is wrong with their classes."""
+def open_folders(root: Path) -> tuple[list[ImageFolder], list[str]]:
+    """The folders to check, train first, and what is wrong with their classes.
+
+    Raises: UserError if no folder can be checked.
+    """
     splits = [root / name for name in ("train", "val") if (root / name).is_dir()]
-    folders, findings = [], []
-    for place in splits or [root]:
+    folders: list[ImageFolder] = []
+    findings = []
+    classes = None  # of train, which val must have too
+    for split in splits or [root]:
         try:
-            folders.append(ImageFolder(str(place), folders[0].classes if folders else None))
+            folders.append(ImageFolder(str(split), classes))
+            classes = folders[0].classes
         except UserError as error:
-            findings.append(f"{error}; no image of {place} was checked")
+            findings.append(f"{error}; no image of {split} was checked")
     if not folders:
         raise UserError("; ".join(findings))
     return folders, findings
+
+
+def print_findings(findings: list[str], images_of_note: dict[str, list[str]], has_report: bool) -> None:
+    """The first findings, and an example for each kind of note."""
+    for line in findings[:SHOWN]:
+        print(line)
+    if len(findings) > SHOWN:
+        more = f"… and {len(findings) - SHOWN} more"
+        if not has_report:
+            more += "; --report FILE writes them all"
+        print(more)
+    for note, paths in sorted(images_of_note.items()):
+        print(f"note: {len(paths)} images: {note}, as {paths[0]}")
 
 
 def main(argv: list[str]) -> int:
@@ -86,20 +113,15 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
-    folders, findings = index(arguments.root)
-    unreadable, notes = check_folders(folders, arguments.workers)
+    folders, findings = open_folders(arguments.root)
+    unreadable, images_of_note = check_folders(folders, arguments.workers)
     findings += unreadable
-    for line in findings[:SHOWN]:
-        print(line)
-    if len(findings) > SHOWN:
-        print(f"… and {len(findings) - SHOWN} more" + ("" if arguments.report else "; --report FILE writes them all"))
-    for kind, paths in sorted(notes.items()):
-        print(f"note: {len(paths)} images: {kind}, as {paths[0]}")
+    print_findings(findings, images_of_note, has_report=arguments.report is not None)
     if arguments.report:
-        content = json.dumps({"findings": findings, "notes": notes}, indent=2) + "\n"
+        content = json.dumps({"findings": findings, "notes": images_of_note}, indent=2) + "\n"
         write_atomically(arguments.report, lambda file: file.write(content.encode()))
-    where = ", ".join(folder.root for folder in folders)
-    print(f"{sum(map(len, folders))} images in {where}: {len(findings)} findings")
+    roots = ", ".join(folder.root for folder in folders)
+    print(f"{sum(map(len, folders))} images in {roots}: {len(findings)} findings")
     return 1 if findings else 0
 
 

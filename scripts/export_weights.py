@@ -6,101 +6,180 @@ python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout 
 """
 
 import argparse
-import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
+import torchvision
 from torch import nn
-from torchvision.models import get_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models.trunk import STRIDE, masked_frequency_model, resnet
-from models.weights import weights_of
+from models.mfm import masked_frequency_network
+from models.trunk import Trunk, make_trunk
+from models.weights import Weights, weights_of
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.run.checkpoint import read_checkpoint
 
-PARTS = {"trunk": "", "classifier": "fc.", "pretraining": "decoder."}  # how the names of its head begin
+PARTS = ("trunk", "classifier", "pretraining")
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
-Weights = dict[str, torch.Tensor]
+DECODER = "decoder"  # the head of pretraining: the child of its network that is not of the trunk
 
 
-def export_weights(checkpoint: str, output: Path, what: str | None = None, layout=LAYOUTS[0], use_ema=False) -> str:
-    """Write a part of a checkpoint and tell what was written.
+def export_weights(
+    checkpoint: str, output: Path, what: str | None = None, layout: str = "torchvision", use_ema: bool = False
+) -> str:
+    """Write a part of a checkpoint. Returns: what was written, in words.
 
     Args:
-        what: "trunk" (everything below `fc`), "classifier" (with `fc`) or "pretraining" (trunk and decoder);
-            None: the classifier if there is one, else the trunk.
-        layout: "torchvision" and "timm", whose names are the same: a bare state dict; "code-a" (CoinCheung/MFM): under
-            `model`; "code-b" (Jiahao000/MFM, no classifiers): under `model`, the trunk's names after `encoder.`.
+        what: one of PARTS: the trunk alone, with its classifier, or with the decoder of pretraining. None: the
+            classifier if there is one, else the trunk.
+        layout: one of LAYOUTS. "torchvision" and "timm", whose names are the same: a bare state dict. "code-a"
+            (CoinCheung/MFM): under `model`. "code-b" (the authors' code, Jiahao000/MFM): under `model`, the trunk's
+            names after `encoder.`.
+        use_ema: take the averaged weights.
     Raises: UserError if the checkpoint is none of ours, lacks that part, or the file written does not give its outputs.
     """
-    saved = read_checkpoint(checkpoint)
-    name = saved.get("config", {}).get("model", {}).get("name")
-    if name is None:
+    content = read_checkpoint(checkpoint)
+    model_name = content.get("config", {}).get("model", {}).get("name")
+    if model_name is None:
         raise UserError(f"{checkpoint}: names no model; give a checkpoint of pretrain.py or finetune.py")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; name the file to write")
-    what = what or ("classifier" if "classes" in saved else "trunk")
-    weights = part_of(weights_of(saved, checkpoint, use_ema)[1], what, checkpoint)
+    if what is None:
+        what = "classifier" if "classes" in content else "trunk"
+    _, weights = weights_of(content, checkpoint, use_ema)
+    part = Part.of(weights, what, model_name, checkpoint)
     if layout == "code-b" and what == "classifier":
         raise UserError("--layout code-b: that code has no ResNet classifier; take --what trunk, or --layout timm")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda file: torch.save(in_layout(weights, layout), file))
-    into = check(output, name, weights, what, layout)
-    return f"wrote {output}: {what} of {name}, {len(weights)} tensors, layout {layout}; loads back strictly into {into}"
+    write_atomically(output, lambda file: torch.save(in_layout(part.weights, layout), file))
+    library = library_of(layout, what)
+    check(output, part, library)
+    return (
+        f"wrote {output}: {what} of {model_name}, {len(part.weights)} tensors, layout {layout}; "
+        f"loads back strictly into {library.__name__}'s {model_name}, with equal outputs"
+    )
 
 
-def part_of(weights: Weights, what: str, checkpoint: str) -> Weights:
-    """The tensors of one of PARTS, in memory as a file should have them."""
-    head = PARTS[what]
-    if not any(name.startswith(head) for name in weights):
-        raise UserError(f"{checkpoint}: has no {head}*: --what {what} is not in it; take --what trunk")
-    left_out = tuple({"fc.", "decoder."} - {head})
-    return {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(left_out)}
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a checkpoint that are exported together, and the networks that they are for.
+
+    Args:
+        what: one of PARTS.
+        model_name: of the trunk.
+        classifier_head: the child of the library's network that computes the logits; `fc` of a ResNet.
+        weights: under torchvision's names, contiguous as files should have them, whatever training used.
+    """
+
+    what: str
+    model_name: str
+    classifier_head: str
+    weights: Weights
+
+    @classmethod
+    def of(cls, weights: Weights, what: str, model_name: str, checkpoint: str) -> "Part":
+        """Raises: UserError if the part's head is not among the weights of the checkpoint."""
+        with torch.device("meta"):  # takes no memory
+            classifier_head = head_of(make_trunk(model_name))
+        own_head = {"trunk": None, "classifier": classifier_head, "pretraining": DECODER}[what]
+        children = {name.split(".")[0] for name in weights}
+        if own_head and own_head not in children:
+            raise UserError(f"{checkpoint}: has no {own_head}.*: --what {what} is not in it; take --what trunk")
+        other_heads = {classifier_head, DECODER} - {own_head}
+        exported = {}
+        for name, tensor in weights.items():
+            if name.split(".")[0] not in other_heads:
+                exported[name] = tensor.contiguous()
+        return cls(what, model_name, classifier_head, exported)
+
+    @property
+    def num_classes(self) -> int:
+        if self.what != "classifier":
+            return 1
+        return self.weights[f"{self.classifier_head}.bias"].numel()
+
+    def own_network(self) -> nn.Module:
+        """This project's."""
+        trunk = make_trunk(self.model_name, self.num_classes)
+        if self.what == "pretraining":
+            out_channels = self.weights[f"{DECODER}.0.bias"].numel() // trunk.stride**2
+            return masked_frequency_network(trunk, out_channels)
+        return self.without_unused_head(trunk.classifier)
+
+    def library_network(self, library: ModuleType) -> nn.Module:
+        """timm's or torchvision's; this project's for pretraining, which they do not have."""
+        if self.what == "pretraining":
+            return self.own_network()
+        if library is torchvision:
+            network = torchvision.models.get_model(self.model_name, num_classes=self.num_classes)
+        else:
+            network = library.create_model(self.model_name, num_classes=self.num_classes)
+        return self.without_unused_head(network)
+
+    def without_unused_head(self, network: nn.Module) -> nn.Module:
+        if self.what == "trunk":
+            setattr(network, self.classifier_head, nn.Identity())
+        return network
+
+
+def head_of(trunk: Trunk) -> str:
+    """The child of the trunk's classifier that has tensors and is not of the trunk."""
+    children = [name.split(".")[0] for name in trunk.classifier.state_dict()]
+    return next(child for child in children if child not in trunk.children)
 
 
 def in_layout(weights: Weights, layout: str) -> dict:
-    if layout == "code-b":
-        weights = {name if name.startswith("decoder.") else f"encoder.{name}": weights[name] for name in weights}
-    return {"model": weights} if layout.startswith("code-") else weights
+    """What the file holds."""
+    if layout in ("torchvision", "timm"):
+        return weights
+    if layout == "code-a":
+        return {"model": weights}
+    renamed = {}
+    for name, tensor in weights.items():
+        in_decoder = name.startswith(f"{DECODER}.")
+        renamed[name if in_decoder else f"encoder.{name}"] = tensor
+    return {"model": renamed}
+
+
+def library_of(layout: str, what: str) -> ModuleType:
+    """The library whose network a file is checked with."""
+    if layout == "timm" and what != "pretraining":
+        try:
+            import timm
+
+            return timm
+        except ImportError:  # its names are torchvision's, which checks them too
+            return torchvision
+    return torchvision
 
 
 @torch.inference_mode()
-def check(output: Path, name: str, weights: Weights, what: str, layout: str) -> str:
-    """Load the file as its reader will, compare outputs of random images with ours; returns what it was loaded into."""
-    written = torch.load(output, weights_only=True)
-    written = {name.removeprefix("encoder."): tensor for name, tensor in written.get("model", written).items()}
-    library = get_model
-    if layout == "timm" and what != "pretraining":
-        with contextlib.suppress(ImportError):  # without timm: its names are torchvision's, which checks them too
-            from timm import create_model as library
+def check(output: Path, part: Part, library: ModuleType) -> None:
+    """Load the file as its reader will, and compare outputs of random images with those of our own network.
+
+    Raises: UserError if they differ; the file is removed.
+    """
+    content = torch.load(output, weights_only=True)
+    written = {name.removeprefix("encoder."): tensor for name, tensor in content.get("model", content).items()}
     with torch.device("meta"):  # without initial weights: every tensor is to come from the file
-        ours, theirs = build(resnet, name, weights, what), build(library, name, weights, what)
-    ours.load_state_dict(weights, assign=True)
-    images = torch.randn(2, 3, 2 * STRIDE, 2 * STRIDE)
+        expected, reader = part.own_network(), part.library_network(library)
+        stride = make_trunk(part.model_name).stride
+    expected.load_state_dict(part.weights, assign=True)
+    images = torch.randn(2, 3, 2 * stride, 2 * stride)
     try:
-        theirs.load_state_dict(written, strict=True, assign=True)
-        torch.testing.assert_close(theirs.eval()(images), ours.eval()(images), atol=1e-5, rtol=1e-5)
+        reader.load_state_dict(written, strict=True, assign=True)
+        torch.testing.assert_close(reader.eval()(images), expected.eval()(images), atol=1e-5, rtol=1e-5)
     except (RuntimeError, AssertionError) as error:
         output.unlink()
         raise UserError(f"{output}: removed, since what was written is not what was to be: {error}") from error
-    return f"{library.__module__.partition('.')[0]}'s {name}, with equal outputs"
 
 
-def build(make, name: str, weights: Weights, what: str) -> nn.Module:
-    """A network for this part, its trunk by `make(name, num_classes=...)`."""
-    if what == "pretraining":
-        return masked_frequency_model(name, weights["decoder.0.bias"].numel() // STRIDE**2)
-    model = make(name, num_classes=weights["fc.bias"].numel() if what == "classifier" else 1)
-    if what == "trunk":
-        model.fc = nn.Identity()
-    return model
-
-
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="A checkpoint's weights for other code, checked by loading them back.")
     parser.add_argument("checkpoint", help="a checkpoint of pretrain.py or finetune.py")
     parser.add_argument("output", type=Path, help="the file to write")
@@ -108,7 +187,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help="whose names and file (torchvision)")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     arguments = parser.parse_args(argv)
-    print(export_weights(arguments.checkpoint, arguments.output, arguments.what, arguments.layout, arguments.ema))
+    message = export_weights(
+        checkpoint=arguments.checkpoint,
+        output=arguments.output,
+        what=arguments.what,
+        layout=arguments.layout,
+        use_ema=arguments.ema,
+    )
+    print(message)
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,21 +16,15 @@ import torch
 import finetune
 import pretrain
 from data.sampling import BatchPlan
+from losses.classification import ClassificationLoss
+from losses.frequency import MaskedFrequencyLoss
+from tests.support.comparing import assert_same_state, log_lines, mathematics
 from tests.support.helpers import image_folder
-from tests.support.launch import (
-    FINETUNE,
-    PRETRAIN,
-    assert_same_state,
-    endings,
-    log_lines,
-    mathematics,
-    overriding,
-    start,
-    torchrun,
-)  # fmt: skip
+from tests.support.launch import FINETUNE, PRETRAIN, endings, overriding, start, torchrun
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
+pytestmark = pytest.mark.process
 BATCH = ["--batch-size", "8", "train.images_per_device=4"]
 
 
@@ -110,7 +104,9 @@ def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
 
 def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(images, tmp_path):
     more = ["checkpoint.every_steps=1", "checkpoint.keep=20", "--epochs", "4"]
-    with pytest.raises(UserError, match=r"not finite in step (\d+) \(epoch \d, images number .*step_\d+\.pt\); try"):
+    with pytest.raises(
+        UserError, match=r"(?s)not finite in step \d+ \(epoch \d, images number .*step_\d+\.pt\.\nTry a lower"
+    ):
         run(pretrain.main, PRETRAIN, images, tmp_path, *more, "optimizer.learning_rate=1e36")
     saved = sorted((tmp_path / "checkpoints").glob("step_*.pt"))
     assert saved and len(saved) < 12
@@ -118,19 +114,17 @@ def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(
         assert tensor.isfinite().all()
     assert all(line["loss"] == line["loss"] for line in log_lines(tmp_path))
     told = json.loads((tmp_path / "not_finite.json").read_text())
-    plan = BatchPlan.make(27, 8, 4, epochs=4)
+    plan = BatchPlan.make(length=27, batch_size=8, images_per_device=4, epochs=4)
     assert told["images"] == plan.images_of(told["step"] - 1).tolist() and len(told["images"]) == 8
     assert (told["epoch"], told["checkpoint"]) == ((told["step"] - 1) // 3, str(saved[-1]))
 
 
 def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypatch):
     """Its step is masked, so that later ones are finite: the flag must stay."""
-    real = pretrain.MaskedFrequencyLoss.reduce
+    real = MaskedFrequencyLoss.reduce
     calls = iter(range(1000))
-    monkeypatch.setattr(
-        pretrain.MaskedFrequencyLoss, "reduce", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1)
-    )
-    with pytest.raises(UserError, match=r"not finite in step 3 \(epoch 0, .*last good one: none yet"):
+    monkeypatch.setattr(MaskedFrequencyLoss, "reduce", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1))
+    with pytest.raises(UserError, match=r"(?s)not finite in step 3 \(epoch 0, .*last good checkpoint: none yet"):
         run(pretrain.main, PRETRAIN, images, tmp_path, "--epochs", "3", "logging.every_steps=50")
     assert not (tmp_path / "checkpoints").exists()
 
@@ -174,8 +168,9 @@ def no_root(root):
         (pretrain.main, PRETRAIN, None, ["train.images_per_device=3"], "8: does not divide.*nearest that do: 6 or 9"),
         (pretrain.main, PRETRAIN, None, ["--batch-size", "32"], "32: more than the 27 training images"),
         (finetune.main, FINETUNE, None, ["--eval-only", "--weights", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
-        (finetune.main, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: not a torchvision ResNet"),
+        (finetune.main, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: no such trunk; there are"),
         (pretrain.main, PRETRAIN, None, ["model.sync_batch_norm=true"], "sync_batch_norm.*GPUs only"),
+        (pretrain.main, PRETRAIN, None, ["data.train_crop_size=40"], "40: must be a multiple .* stride 32: 32 or 64"),
     ],
 )
 def test_bad_input_is_told(main, words, spoil, more, told, images, tmp_path):
@@ -212,19 +207,49 @@ def test_weights_that_run_code_or_do_not_fit_are_refused(images, tmp_path):
 def test_a_stop_at_the_end_of_an_epoch_stops_before_the_evaluation_which_is_made_up_for(images, tmp_path, monkeypatch):
     more = ["--epochs", "2", "run.evaluate_every_epochs=1", "--val-resize-size", "32"]
     run(finetune.main, FINETUNE, images, tmp_path / "whole", *more)
-    real, calls = finetune.ClassificationLoss.__call__, iter(range(1000))
+    real, calls = ClassificationLoss.__call__, iter(range(1000))
 
     def signalled(*arguments):
         if next(calls) == 5:  # the second micro-batch of the third and last step of an epoch
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(*arguments)
 
-    monkeypatch.setattr(finetune.ClassificationLoss, "__call__", signalled)
+    monkeypatch.setattr(ClassificationLoss, "__call__", signalled)
     assert run(finetune.main, FINETUNE, images, tmp_path / "part", *more) == 75
     assert read_checkpoint(tmp_path / "part/checkpoints/last.pt")["step"] == 3
     assert run(finetune.main, FINETUNE, images, tmp_path / "part", *more, "--resume", "auto") == 0
     results = [json.loads((tmp_path / name / "result.json").read_text())["results"] for name in ("whole", "part")]
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("main, words", [(pretrain.main, PRETRAIN), (finetune.main, FINETUNE)])
+def test_a_finished_run_that_is_started_again_says_so_and_changes_nothing(main, words, images, tmp_path, capsys):
+    more = ["--epochs", "1", *(["--val-resize-size", "32"] if main is finetune.main else [])]
+    assert run(main, words, images, tmp_path, *more) == 0
+
+    def contents():
+        files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "run.lock")
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    before = contents()
+    assert tmp_path / "result.json" in before and tmp_path / "config.yaml" in before
+    capsys.readouterr()
+    assert run(main, words, images, tmp_path, *more, "--resume", "auto", "logging.every_steps=7") == 0
+    assert f"{tmp_path}: finished already" in capsys.readouterr().out
+    assert contents() == before
+
+
+def test_sgd_with_momentum_trains_and_resumes_exactly(images, tmp_path):
+    more = ["--epochs", "2", "optimizer.name=sgd", "optimizer.learning_rate=0.01", "checkpoint.every_steps=1"]
+    more += ["checkpoint.keep=9", "--val-resize-size", "32"]
+    assert run(finetune.main, FINETUNE, images, tmp_path / "whole", *more) == 0
+    part = tmp_path / "part"
+    (part / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole/checkpoints/step_00000002.pt", part / "checkpoints")
+    assert run(finetune.main, FINETUNE, images, part, *more, "--resume", "auto") == 0
+    assert_same_state(tmp_path / "whole/checkpoints/last.pt", part / "checkpoints/last.pt")
+    saved = read_checkpoint(part / "checkpoints/last.pt")
+    assert {name for state in saved["optimizer"]["state"].values() for name in state} == {"momentum_buffer"}
 
 
 def test_a_signal_outside_of_training_ends_at_once_with_the_code_to_requeue_on(images, tmp_path):
@@ -252,7 +277,7 @@ def test_a_save_at_the_end_of_an_epoch_may_fail_where_that_is_allowed(images, tm
     with pytest.raises(UserError, match="no room"):
         run(finetune.main, FINETUNE, images, tmp_path / "stop", *more)
     assert run(finetune.main, FINETUNE, images, tmp_path / "on", *more, "checkpoint.on_save_error=continue") == 0
-    assert "warning: no room; training goes on" in capsys.readouterr().out
+    assert "warning: no room\nTraining goes on" in capsys.readouterr().out
 
 
 def test_an_output_directory_in_use_is_refused_and_left_alone(images, tmp_path):

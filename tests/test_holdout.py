@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 import finetune
 import pretrain
-from configs.schema import FREE_TO_CHANGE
+from configs.schema import FinetuneConfig
 from data.folder import ImageFolder, is_held_out
 from tests.support.helpers import image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, overriding
+from utils.config import keys_affecting
 from utils.errors import UserError
 
 PATHS = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)]
@@ -108,6 +109,7 @@ def run(main, words: list[str], images: Path, output: Path, *more: str) -> dict:
     return json.loads((output / ("evaluation.json" if "--eval-only" in more else "result.json")).read_text())
 
 
+@pytest.mark.process
 def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_them(images, tmp_path, monkeypatch):
     train = ImageFolder(str(images / "train"), None, 0.4)
     held = ImageFolder(str(images / "train"), None, 0.4, True)
@@ -154,6 +156,7 @@ def paths_of(original, folder: ImageFolder) -> set[str]:
     return {os.path.relpath(original(folder, index), folder.root) for index in range(len(folder))}
 
 
+@pytest.mark.process
 def test_without_selection_the_result_says_so_and_a_leaking_pretraining_is_warned_of(images, tmp_path, capsys):
     run(pretrain.main, PRETRAIN, images, tmp_path / "mfm")
     words = ["data.holdout_fraction=0.4", "--weights", str(tmp_path / "mfm/checkpoints/last.pt")]
@@ -169,4 +172,5 @@ def test_selecting_without_a_held_out_part_is_an_error(images, tmp_path):
 
 
 def test_holding_out_belongs_to_the_recipe_and_selecting_does_not():
-    assert "data.holdout_fraction" not in FREE_TO_CHANGE and "run.select_val_resize_size" in FREE_TO_CHANGE
+    assert "data.holdout_fraction" in keys_affecting(FinetuneConfig, "weights")
+    assert "run.select_val_resize_size" in keys_affecting(FinetuneConfig, "score")

@@ -9,17 +9,23 @@ import socket
 import pytest
 import torch
 
+from configs.schema import OptimizerOptions
 from data.folder import ImageFolder
-from data.samples import EvaluationSamples, batch_loader
+from data.loader import batch_loader
+from data.samples import EvaluationSamples
 from data.sampling import BatchPlan
 from losses.frequency import MaskedFrequencyLoss
-from models.normalize import Normalizer, unit_float
-from models.trunk import masked_frequency_model, resnet
+from models.classifier import ResizedViews
+from models.mfm import masked_frequency_network
+from models.normalize import Normalizer
+from models.trunk import make_trunk
 from tests.support.helpers import image_folder
 from utils.distributed import World, join
 from utils.training.evaluation import evaluate, share_of_rank
-from utils.training.step import TrainingState, adamw, training_step
+from utils.training.optimizer import make_optimizer
+from utils.training.step import TrainingState, training_step
 
+pytestmark = pytest.mark.process
 BATCH, PER_DEVICE = 8, 2
 
 
@@ -52,21 +58,26 @@ def rank_main(rank, ranks, port, queue, task, arguments):
 def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     """Gradients, and weights before and after, of a float64 step over all micro-batches, one of them with a NaN."""
     torch.manual_seed(0)
-    model = masked_frequency_model("resnet18", 1).double()
+    model = masked_frequency_network(make_trunk("resnet18"), 1).double()
     images = torch.randn(BATCH, 3, 32, 32, dtype=torch.float64)
     keep_low = torch.arange(BATCH) % 3 == 0
     frequency_loss = MaskedFrequencyLoss(3, reduction="batch")
-    plan = BatchPlan.make(BATCH, BATCH, PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size)
-    state = TrainingState(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
+    plan = BatchPlan.make(
+        length=BATCH, batch_size=BATCH, images_per_device=PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size
+    )
+    state = TrainingState(model, make_optimizer(model, OptimizerOptions()), world, torch.float32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
-    def loss_of(replica, _step, turn, images, keep_low):
+    def loss_of(replica, images, keep_low, number):
         loss = frequency_loss(replica(images), images.mean(1, keepdim=True), keep_low)
-        return loss * (float("nan") if plan.micro_batch_number(turn) == poisoned else 1), {}
+        return loss * (float("nan") if number == poisoned else 1), {}
 
-    numbers = [plan.micro_batch_number(turn) for turn in range(plan.accumulation)]
-    cuts = [slice(n * PER_DEVICE, (n + 1) * PER_DEVICE) for n in numbers]
-    metrics = training_step(state, 0, 1e-3, [(images[cut], keep_low[cut]) for cut in cuts], loss_of)
+    micro_batches = []
+    for number in range(world.rank, BATCH // PER_DEVICE, world.size):
+        part = slice(number * PER_DEVICE, (number + 1) * PER_DEVICE)
+        micro_batches.append((images[part], keep_low[part], number))
+    assert len(micro_batches) == plan.accumulation
+    metrics = training_step(state, 0, 1e-3, micro_batches, loss_of)
     unchanged = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     total, count = (world.sum(value.double()) for value in metrics["loss"])
     return {
@@ -75,11 +86,11 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     }  # fmt: skip
 
 
-def unequal_gradients(world: World) -> int:
+def unlike_gradients(world: World) -> int:
     """Of how many parameters two passes over the same images give unlike gradients, nothing having changed between."""
     torch.manual_seed(0)
-    model = masked_frequency_model("resnet18", 1)
-    state = TrainingState(model, adamw(model, 1e-3, (0.9, 0.95), 0.05, "all"), world, torch.float32)
+    model = masked_frequency_network(make_trunk("resnet18"), 1)
+    state = TrainingState(model, make_optimizer(model, OptimizerOptions()), world, torch.float32)
     torch.manual_seed(world.rank)
     images, passes = torch.randn(2, 3, 32, 32), []
     for _ in range(2):
@@ -91,12 +102,12 @@ def unequal_gradients(world: World) -> int:
 
 def test_the_first_step_after_a_start_sums_gradients_in_the_order_of_all_later_ones():
     """Three ranks, since a + b has no order: DDP regroups after its first pass, which a resumed run would take anew."""
-    assert on_ranks(3, unequal_gradients) == 0
+    assert on_ranks(3, unlike_gradients) == 0
 
 
 def evaluation_rows(world: World, root: str) -> list[dict]:
     torch.manual_seed(0)
-    model = resnet("resnet18", 3)
+    model = make_trunk("resnet18", 3).classifier
     torch.manual_seed(world.rank)  # running statistics that differ from rank to rank: rank 0's must win
     for buffer in model.buffers():
         if buffer.is_floating_point():
@@ -105,9 +116,8 @@ def evaluation_rows(world: World, root: str) -> list[dict]:
     batches = batch_loader(
         EvaluationSamples(folder, (32, 40), 32, "bicubic"), share_of_rank(len(folder), world, 7), 0, world.device
     )
-    normalize = Normalizer((0.4,) * 3, (0.2,) * 3)
-    sizes = [{"val_resize_size": size} for size in (32, 40)]
-    return evaluate(model, batches, lambda crops: normalize(unit_float(crops)).unbind(1), sizes, len(folder), world)
+    views = ResizedViews(Normalizer((0.4,) * 3, (0.2,) * 3), (32, 40))
+    return evaluate(model, batches, views, len(folder), world)
 
 
 ONE = World(0, 1, 1, torch.device("cpu"))

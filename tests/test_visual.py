@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
@@ -18,18 +17,18 @@ from data.augment import evaluation_crops
 from data.decode import decode_image
 from data.folder import ImageFolder
 from data.samples import fixed_images
-from losses.frequency import grayscale
 from models.frequency_filter import FrequencyFilter
+from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.normalize import Normalizer, unit_float
-from models.trunk import masked_frequency_model, resnet
+from models.trunk import make_trunk
 from tests.support.helpers import image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, overriding
 from utils.config import parse_command_line
-from utils.distributed import World
 from utils.errors import UserError
-from utils.pictures import eight_bit, radial_error
 from utils.run.checkpoint import read_checkpoint
+from utils.training import hooks
 
+COLUMNS = "original | filtered | prediction | combined"
 BATCH = ["--batch-size", "8", "train.images_per_device=4", "--epochs", "1"]
 
 
@@ -55,6 +54,7 @@ def pretrained(images, tmp_path_factory):
     return root
 
 
+@pytest.mark.process
 def test_pictures_leave_the_training_as_it_is(pretrained):
     shown, blind = (read_checkpoint(pretrained / name / "checkpoints/last.pt") for name in ("shown", "blind"))
     for key, tensor in shown["model"].items():
@@ -63,32 +63,35 @@ def test_pictures_leave_the_training_as_it_is(pretrained):
         assert all(torch.equal(t, blind["optimizer"]["state"][number][name]) for name, t in moments.items())
 
 
+@pytest.mark.process
 def test_pretraining_shows_pictures_of_each_kind_where_due(pretrained, images):
     found, kinds = events(pretrained / "shown"), ("low_pass", "high_pass")
-    pictures = [f"pictures/{what}_{kind}" for what in ("reconstruction", "log_magnitude") for kind in kinds]
+    pictures = [f"pictures/{what}_{kind}: {COLUMNS}" for what in ("reconstruction", "log_magnitude") for kind in kinds]
     for tag in [*pictures, "pictures/radial_error", "pictures/radial_relative"]:
         assert [event.step for event in found.Images(tag)] == [1, 2, 3], tag
     assert not events(pretrained / "blind").Tags()["images"]
     # The numbers are those of the model that was saved at the end.
     saved = read_checkpoint(pretrained / "shown/checkpoints/last.pt")
     config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")
-    model = masked_frequency_model("resnet18", 1)
-    model.load_state_dict(saved["model"])
+    network = network_from_config(config)
+    network.load_state_dict(saved["model"])
     six = fixed_images(ImageFolder(str(images / "val")), 6, 32, config.data.interpolation)
     assert len(six) == 6
-    _, errors = pretrain.reconstruct(config, model.eval(), six)
+    reconstructions = MaskedFrequencyModelling.from_config(config, torch.device("cpu")).show(network, six)
     for kind in kinds:
         last = found.Tensors(f"radial_error/relative/{kind}")[-1]
         logged = torch.from_numpy(make_ndarray(last.tensor_proto))
         assert last.step == 3
-        torch.testing.assert_close(logged, errors[kind]["relative"], rtol=1e-2, atol=1e-3, check_dtype=False)
+        expected = reconstructions[kind].radial_error["relative"]
+        torch.testing.assert_close(logged, expected, rtol=1e-2, atol=1e-3, check_dtype=False)
 
 
+@pytest.mark.process
 def test_a_picture_that_fails_is_told_and_changes_nothing(pretrained, images, monkeypatch, capsys):
     def fail(_):
         raise RuntimeError("CUDA out of memory\nmore")
 
-    monkeypatch.setattr(pretrain, "sheet", fail)
+    monkeypatch.setattr(hooks, "sheet", fail)
     words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(images)]
     assert pretrain.main([*words, "--output-dir", str(pretrained / "failing")]) == 0
     assert "warning: step 2: no pictures (RuntimeError: CUDA out of memory)" in capsys.readouterr().out
@@ -96,63 +99,16 @@ def test_a_picture_that_fails_is_told_and_changes_nothing(pretrained, images, mo
     assert all(torch.equal(tensor, blind["model"][key]) for key, tensor in failing["model"].items())
 
 
-def test_a_model_that_fails_in_a_picture_goes_on_in_training_mode():
-    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")
-    model = masked_frequency_model("resnet18", 1).train()
-    model.decoder.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
-    with pytest.raises(RuntimeError, match="no memory"):
-        pretrain.reconstruct(config, model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    assert model.training and model.bn1.training
-
-
-@pytest.mark.parametrize("order", ["normalize_first", "filter_first"])
-@pytest.mark.parametrize("target", ["gray", "rgb"])
-def test_reconstruct_shows_what_the_training_sees(order, target):
-    """Originals in true colours; the filtered image is the network's own input; statistics and generator stay."""
-    words = [*PRETRAIN, f"filter.order={order}", f"loss.target={target}", "filter.output=real", "filter.clamp=null"]
-    config = parse_command_line(
-        PretrainConfig, overriding(words, "data.mean=[0.5,0.4,0.3]", "data.std=[0.2,0.3,0.1]"), ""
-    )
-    torch.manual_seed(0)
-    model = masked_frequency_model("resnet18", 1 if target == "gray" else 3).train()
-    fed = []
-    model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    pictures, errors = pretrain.reconstruct(config, model, images)
-    assert model.training and torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    normalize = Normalizer(config.data.mean, config.data.std)
-    for given, (name, columns) in zip(list(fed), pictures.items(), strict=True):
-        assert torch.equal(eight_bit(columns["original"]), images)
-        lift = normalize.mean if (name, order) == ("high_pass", "filter_first") else 0
-        torch.testing.assert_close(columns["filtered"], given * normalize.std + normalize.mean + lift)
-        # Both orders, unclipped, are one linear filter: up to the mean colour, which normalisation moves to 0.
-        plain = FrequencyFilter(config.filter.radius)(unit_float(images), torch.full((3,), name == "low_pass"))
-        mean = normalize.mean if name == "high_pass" else 0
-        torch.testing.assert_close(columns["filtered"], plain + mean, atol=1e-5, rtol=0)
-        assert columns["combined"].shape[1] == (1 if target == "gray" else 3)
-        of_loss = pretrain.loss_target(config)(normalize(unit_float(images)))
-        with torch.no_grad():
-            again = radial_error(model.eval()(given), of_loss)
-        torch.testing.assert_close(errors[name]["error"], again["error"])
-        model.train()
-
-
-def test_pictures_are_of_train_without_val(tmp_path):
-    folder = ImageFolder(str(image_folder(tmp_path / "train", per_class=3)))
-    words = overriding(PRETRAIN, "logging.pictures_every_steps=1", f"data.data_path={tmp_path}")
-    config, shown = parse_command_line(PretrainConfig, words, ""), []
-
-    class Log:
-        drawing = staticmethod(lambda _: contextlib.nullcontext())
-        show = staticmethod(lambda kind, values, _: shown.extend(values))
-
-    class First:
-        world = World(0, 1, 1, torch.device("cpu"))
-
-    pretrain.pictures_of(config, First, Log, masked_frequency_model("resnet18", 1), folder, 3)(1)
-    assert "pictures/reconstruction_low_pass" in shown and "radial_error/relative/high_pass" in shown
+@pytest.mark.process
+def test_pictures_are_of_train_where_val_cannot_be_used(images, tmp_path, capsys):
+    """Pretraining needs no val; a broken one is said, and does not end it."""
+    (tmp_path / "train").symlink_to(images / "train")
+    (tmp_path / "val/empty_class").mkdir(parents=True)
+    words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(tmp_path)]
+    assert pretrain.main([*words, "--output-dir", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "warning: " in told and "empty_class" in told and "shows images of train instead" in told
+    assert f"pictures/reconstruction_low_pass: {COLUMNS}" in events(tmp_path / "run").Tags()["images"]
 
 
 def test_fixed_images_are_of_what_can_be_read(tmp_path):
@@ -170,6 +126,7 @@ def finetuned(images, pretrained):
     return pretrained / "classes"
 
 
+@pytest.mark.process
 def test_finetuning_shows_confusions_and_names_the_surest_mistakes(finetuned):
     found = events(finetuned)
     assert [event.step for event in found.Scalars("val/top1_model_at_40")] == [3, 6]  # one each epoch
@@ -187,6 +144,7 @@ def test_finetuning_shows_confusions_and_names_the_surest_mistakes(finetuned):
     assert all(line.count("|") == 6 for line in text.splitlines())
 
 
+@pytest.mark.process
 def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images):
     words = overriding(FINETUNE, "data.val_resize_size=[40]", "run.sweep_radii=[3,5.5,40]")
     words += ["--eval-only", "--frequency-sweep", "--weights", str(finetuned / "checkpoints/last.pt")]
@@ -196,7 +154,7 @@ def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images)
         ("all", None), ("low_pass", 3), ("low_pass", 5.5), ("high_pass", 3), ("high_pass", 5.5),
     ]  # fmt: skip
     saved = read_checkpoint(finetuned / "checkpoints/last.pt")
-    model = resnet("resnet18", 3)
+    model = make_trunk("resnet18", 3).classifier
     model.load_state_dict(saved["model"])
     model.eval()
     folder, data = ImageFolder(str(images / "val"), saved["classes"]), saved["config"]["data"]
@@ -221,29 +179,3 @@ def test_a_sweep_needs_one_size_and_a_checkpoint():
     for words in (["--eval-only", "--weights", "x", "--val-resize-size", "224", "256"], []):
         with pytest.raises(UserError, match="frequency_sweep = true: needs run.eval_only .--eval-only. and one"):
             parse_command_line(FinetuneConfig, ["--frequency-sweep", *words], "")
-
-
-def test_other_ranks_show_nothing(images):
-    config = parse_command_line(PretrainConfig, overriding(PRETRAIN, "logging.pictures_every_steps=1"), "")
-
-    class Second:
-        world = World(1, 2, 2, torch.device("cpu"))
-
-    assert pretrain.pictures_of(config, Second, None, None, None, 3)(1) is None
-
-
-def test_combined_keeps_the_frequencies_of_the_input():
-    config = parse_command_line(PretrainConfig, overriding(PRETRAIN), "")  # grey target
-    torch.manual_seed(0)
-    images = (100 + 40 * torch.rand(4, 3, 32, 32)).byte()
-    pictures, _ = pretrain.reconstruct(config, masked_frequency_model("resnet18", 1), images)
-    low_pass, keep_low = FrequencyFilter(config.filter.radius), torch.ones(4, dtype=torch.bool)
-    expected = low_pass(grayscale(unit_float(images)), keep_low)
-    torch.testing.assert_close(low_pass(pictures["low_pass"]["combined"], keep_low), expected, atol=1e-4, rtol=0)
-    rest = grayscale(unit_float(images)) - expected
-    torch.testing.assert_close(
-        pictures["high_pass"]["combined"] - low_pass(pictures["high_pass"]["combined"], keep_low),
-        rest,
-        atol=1e-4,
-        rtol=0,
-    )

@@ -1,9 +1,10 @@
-"""The one error a user is shown without a traceback."""
+"""The one error that a user sees without a traceback."""
 
 
 class UserError(ValueError):
-    """Bad input, told in full by its message: the file or key, the value, the constraint and the remedy."""
+    """Bad input. The message says all: the file or key, the value, the constraint and the remedy."""
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters of it, to be quoted in another message."""
     return str(error).strip().split("\n")[0][:200]

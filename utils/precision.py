@@ -2,28 +2,38 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast format: auto is bfloat16 from compute capability 8.0 on, float16 on 7.x, else float32.
+    """The format of autocast.
 
-    On a CPU auto is bfloat16 where it has instructions for it. By capability, since
-    `torch.cuda.is_bf16_supported()` counts emulation.
+    Args:
+        precision: "float32", "float16", "bfloat16", or "auto". On a GPU auto is bfloat16 from compute capability 8.0
+            on, float16 on 7.x, else float32. On a CPU it is bfloat16 if there are instructions for it, else float32.
     """
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
+        # By capability, since torch.cuda.is_bf16_supported() is true for emulated bfloat16 too.
         major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+        if major >= 8:
+            return torch.bfloat16
+        if major == 7:
+            return torch.float16
+        return torch.float32
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """float64 as it is, all else as float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    """float64 as it is, everything else as float32."""
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.float()
 
 
 def set_tf32(on: bool) -> None:
@@ -32,21 +42,30 @@ def set_tf32(on: bool) -> None:
 
 
 @contextlib.contextmanager
-def exact_float32():
-    """Without TF32, whatever the run trains with."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def exact_float32() -> Iterator[None]:
+    """Inside `with`, float32 is computed without TF32, whatever the run trains with."""
+    matmul_before = torch.get_float32_matmul_precision()
+    cudnn_before = torch.backends.cudnn.allow_tf32
     set_tf32(False)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(matmul_before)
+        torch.backends.cudnn.allow_tf32 = cudnn_before
 
 
 def set_numerics(dtype: torch.dtype, tf32: bool | None, deterministic: bool) -> None:
-    """Process-wide switches: TF32 (None: on unless working in float32), and determinism against autotuning."""
-    set_tf32(dtype != torch.float32 if tf32 is None else tf32)
+    """Set the process-wide switches.
+
+    Args:
+        dtype: the format of autocast.
+        tf32: TF32 for float32 work; None: on unless dtype is float32.
+        deterministic: bit-identical reruns, at the cost of cuDNN's search for the fastest algorithms.
+    """
+    if tf32 is None:
+        tf32 = dtype != torch.float32
+    set_tf32(tf32)
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
         torch.use_deterministic_algorithms(True)

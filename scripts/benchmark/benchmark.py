@@ -1,12 +1,12 @@
 """How fast each part is, beside what the public codes do, on this machine in the same run.
 
-python scripts/benchmark/benchmark.py input --json input.json          # input, filter-loss, step, eval, startup: ours and theirs
-python scripts/benchmark/benchmark.py step --profile trace.json        # and a trace for chrome://tracing or perfetto.dev
-python scripts/benchmark/benchmark.py plan                             # what training would cost on 1 to 512 GPUs
-python scripts/benchmark/benchmark.py pictures                         # what pictures in TensorBoard cost
+python scripts/benchmark/benchmark.py input --json input.json        # input, filter-loss, step, eval, startup
+python scripts/benchmark/benchmark.py step --profile trace.json      # and a trace for chrome://tracing or perfetto.dev
+python scripts/benchmark/benchmark.py plan                           # what training would cost on 1 to 512 GPUs
+python scripts/benchmark/benchmark.py pictures                       # what pictures in TensorBoard cost
 
-The two sides live in two processes, set up as in their own runs, and take turns: which one goes first alternates, and
-a ratio is of two neighbours. `--help` after a command tells its settings.
+The two sides live in two processes, each set up as in its own runs, and take turns. Which one goes first alternates,
+and a ratio is that of two neighbouring turns. `--help` after a command shows its options.
 """
 
 import argparse
@@ -14,216 +14,250 @@ import json
 import os
 import platform
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configs.schema import Logging, PretrainConfig
-from data.folder import ImageFolder
-from models.trunk import masked_frequency_model
-from pretrain import pictures_of, pretraining_loss
-from scripts.benchmark import contestants, plan
-from scripts.benchmark.side_by_side import WARM_UP, against, spread, synchronize
-from utils.config import parse_command_line
+from scripts.benchmark import ours, theirs
+from scripts.benchmark.pictures import measure_pictures
+from scripts.benchmark.plan import add_plan_options, as_markdown, plan
+from scripts.benchmark.real_runs import run_ranks
+from scripts.benchmark.side_by_side import Conditions, Side, compare
+from scripts.benchmark.startup import measure_startup
+from scripts.benchmark.workload import AUTHORS, COINCHEUNG
 from utils.distributed import run_entry
-from utils.run.job import build_state, open_log, open_run, provenance, resolved
-from utils.training.step import training_step
+from utils.errors import UserError
+from utils.run.provenance import provenance
 
 
-def photographs(settings: dict, folder: str) -> dict:
-    """Settings with a data_path: the one given, or photographs made in `folder`."""
-    if settings["data_path"] is None:
-        from scripts.benchmark.photographs import make_photographs  # of a package that is there for tests
+@dataclass(frozen=True)
+class Command:
+    """A measurement by its name on the command line.
 
-        settings["data_path"] = str(make_photographs(Path(folder, "photographs"), 400))
-    files = [path for path in Path(settings["data_path"]).rglob("*") if path.is_file()]
-    return settings | {"mean_kb": round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)}
+    Args:
+        measure: measure(options, folder) -> figures for the JSON file. It may write into `folder`, and notes in
+            `options` what it chose itself, such as the images.
+    """
 
-
-def compare_input(settings: dict, folder: str) -> dict:
-    s = photographs(settings, folder)
-    found = {"settings": s, "against_pil": against(contestants.our_input, contestants.pil_input, s)}
-    found["against_decoding_alone"] = against(contestants.our_input, contestants.decoding_alone, s)
-    return found | {"pixel_difference_from_pil": contestants.pixel_difference(s)}
-
-
-def compare_filter_loss(settings: dict, _folder: str) -> dict:
-    found = {"settings": settings}
-    for recipe in ("code_a", "paper"):
-        for batch in settings["batch"]:
-            s = settings | {"recipe": recipe, "batch": batch}
-            pair = contestants.our_filter_loss, contestants.full_spectrum_filter_loss
-            found[f"{recipe}_batch_{batch}"] = against(*pair, s, memory=True)
-    return found
-
-
-def compare_step(settings: dict, folder: str) -> dict:
-    s = settings | {"recipe": "code_a"}
-    found = {"settings": s, "step": against(contestants.our_step, contestants.full_spectrum_step, s)}
-    if s["ranks"]:
-        found["ranks"] = {ranks: real_steps(ranks, photographs(s, folder), Path(folder)) for ranks in s["ranks"]}
-    return found
-
-
-def real_steps(ranks: int, s: dict, folder: Path) -> dict:
-    """Real runs of pretrain.py, loader and all: images a second and the share of time that a step waited for them."""
-    output, train, batch = folder / f"ranks_{ranks}", folder / "data" / "train", 2 * s["batch"]
-    train.parent.mkdir(exist_ok=True)
-    train.exists() or train.symlink_to(Path(s["data_path"]).resolve())
-    words = f"""-m torch.distributed.run --standalone --nproc_per_node={ranks} pretrain.py
-        --config configs/pretrain_resnet50.yaml model.name={s["model"]} run.device={s["device"]} data.workers=1
-        train.batch_size={batch} train.images_per_device={batch // max(s["ranks"])} schedule.epochs={s["pairs"]}
-        schedule.warmup_epochs=0 logging.every_steps=1 logging.pictures_every_steps=null checkpoint.every_minutes=1e6"""
-    command = [sys.executable, *words.split(), "--data-path", str(train.parent), "--output-dir", str(output)]
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    log, lines = output / "log.jsonl", []
-    while job.poll() is None and len(lines) < s["pairs"] + WARM_UP:
-        time.sleep(1)
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    job.terminate()
-    job.wait()
-    told = [json.loads(line) for line in lines[WARM_UP:]]
-    shown = {name: spread([line[name] for line in told]) for name in ("images_per_second", "data_wait_share")}
-    return {"batch": batch, "images_per_device": batch // max(s["ranks"]), "steps": len(told), **shown}
-
-
-def compare_eval(settings: dict, folder: str) -> dict:
-    """`theirs` is our own input for several resize sizes, `ours` for one."""
-    s, one = photographs(settings, folder), {"resize_sizes": settings["resize_sizes"][:1]}
-    side = contestants.evaluation_input
-    return {"settings": s, "several_over_one": against(side, side, s | one, resize_sizes=s["resize_sizes"])}
-
-
-def compare_startup(settings: dict, folder: str) -> dict:
-    os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
-    root = Path(folder, "tree")
-    long_ago = time.time() - 3600  # else the folder is taken for one that may still change
-    for number in range(settings["classes"]):
-        name = root / f"n{number:08d}"
-        name.mkdir(parents=True)
-        for image in range(number, settings["files"], settings["classes"]):
-            os.close(os.open(name / f"n{number:08d}_{image}.JPEG", os.O_CREAT))
-        os.utime(name, (long_ago, long_ago))
-    s = settings | {"data_path": str(root)}
-    found = {"settings": s, "listing": against(contestants.our_listing, contestants.torchvision_listing, s)}
-    ImageFolder(str(root))
-    found["from_cache"] = against(contestants.cached_listing, contestants.torchvision_listing, s)
-    for name, make in (("ours", ImageFolder), ("theirs", contestants.TorchvisionFolder)):
-        grown = partial(growth, make(str(root)))  # in each of two loader workers
-        found[f"worker_growth_mb_{name}"] = [*DataLoader(range(2), None, num_workers=2, collate_fn=grown)]
-    for figures in (found["listing"], found["from_cache"]):  # of all files
-        for side in ("ours_ms", "theirs_ms"):
-            figures[side.replace("ms", "seconds_in_all")] = round(figures[side]["median"] * s["files"] / 1000, 3)
-    return found
-
-
-def growth(folder, _number: int) -> float:
-    """MB of private memory that a process gains by asking for every entry of a folder."""
-    before = private_mb()
-    for entry in range(len(folder)):
-        folder.path(entry) if isinstance(folder, ImageFolder) else folder.samples[entry]
-    return round(private_mb() - before, 1)
-
-
-def private_mb() -> float:
-    """Pages that no other process shares: what the kernel had to copy for this one, or gave it."""
-    told = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
-    return sum(int(kb) for kb in re.findall(r"Private_\w+: +(\d+) kB", told)) / 1000
-
-
-def pictures(settings: dict, folder: str) -> dict:
-    """One event of `logging.pictures_every_steps`, and its share of the time of training, at a step of that batch."""
-    words = ["--config", settings["config"], f"run.device={settings['device']}", "--output-dir", folder]
-    config = parse_command_line(PretrainConfig, [*words, "logging.pictures_every_steps=1"], "")
-    run = open_run(config)
-    config = resolved(config, settings["batch"], run.dtype)
-    s = settings | {"size": config.data.train_crop_size, "precision": config.train.precision}
-    model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
-    state, log = build_state(config, run, model), open_log(config, run, 0, 10**9, "benchmark")
-    batch, loss_of = contestants.half_batch(s), pretraining_loss(config, run.world.device)
-    train = ImageFolder(str(Path(config.data.data_path) / "train"))
-    show = pictures_of(config, run, log, state.model, train, 10**9)
-    tasks = {"step": lambda: training_step(state, 0, 1e-4, [batch], loss_of), "event": lambda: show(1)}
-    took = {name: [] for name in tasks}
-    for turn in range(-WARM_UP, s["pairs"]):
-        for name, task in tasks.items():
-            began = time.perf_counter()
-            task()
-            synchronize(s)
-            took[name] += [1000 * (time.perf_counter() - began)] if turn >= 0 else []
-    log.close()
-    event, steps = statistics.median(took["event"]), Logging().pictures_every_steps * statistics.median(took["step"])
-    shares = {"every_steps": Logging().pictures_every_steps, "share_of_training_time": event / (event + steps)}
-    return {"settings": s, "model": config.model.name, **{f"{k}_ms": spread(v) for k, v in took.items()}, **shares}
-
-
-COMMANDS = {
-    "input": (compare_input, "files to crops, one core: ours, PIL's, decoding alone"),
-    "filter-loss": (compare_filter_loss, "filter, loss and its gradient: ours, whole spectra"),
-    "step": (compare_step, "a training step of random images: ours, public code A's recipe"),
-    "eval": (compare_eval, "files to evaluation crops, one core: one resize size, several"),
-    "startup": (compare_startup, "listing a folder of ImageNet's size, and what loader workers grow by"),
-    "pictures": (pictures, "one event of logging.pictures_every_steps"),
-}
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(dest="command", required=True)
-    of = {name: commands.add_parser(name, help=told) for name, (_, told) in COMMANDS.items()}
-    of["plan"] = plan.add_arguments(commands.add_parser("plan", help="what training would cost"))
-
-    def add(names: str, flag: str, **more) -> None:
-        for name in names.split() or COMMANDS:
-            of[name].add_argument(flag, **more)
-
-    add("", "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    add("", "--pairs", type=int, default=20, help="neighbours that are compared")
-    add("", "--threads", type=int, default=torch.get_num_threads(), help="of each side on a CPU")
-    add("", "--size", type=int, default=224, help="pixels of a crop's side")
-    add(f"plan {' '.join(COMMANDS)}", "--json", type=Path, help="file for the figures")
-    add("input eval step", "--data-path", help="a folder with class folders; else photographs of scikit-image's")
-    add("input eval", "--images", type=int, default=100, help="of one turn")
-    add("input eval", "--interpolation", default="bicubic", choices=("bicubic", "bilinear"))
-    add("eval", "--resize-sizes", type=int, nargs="+", default=[235, 234, 236], help="the first one alone")
-    add("filter-loss", "--batch", type=int, nargs="+", default=[16, 128], help="images")
-    add("step", "--model", default="resnet50", help="a torchvision ResNet")
-    add("step", "--precision", default="auto", help="ours: auto, float32, bfloat16 or float16")
-    add("step", "--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
-    add("step", "--profile", help="file for a trace of one of our steps")
-    add("pictures", "--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
-    add("step pictures", "--batch", type=int, default=16, help="images of a step")
-    add("startup", "--files", type=int, default=1_281_167)
-    add("startup", "--classes", type=int, default=1000)
-    return top
-
-
-def machine() -> dict:
-    cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    told = {"cpu": cpu[1] if cpu else platform.machine(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
-    return {key: value for key, value in provenance().items() if key != "world_size"} | told
+    help: str
+    add_options: Callable[[ArgumentParser], None]
+    measure: Callable[[Namespace, Path], dict]
 
 
 def main(argv: list[str]) -> None:
-    arguments = parser().parse_args(argv)
-    if arguments.command == "plan":
-        found = plan.plan(arguments)
-        print(plan.as_markdown(found))
+    options = make_parser().parse_args(argv)
+    if options.command == "plan":
+        figures = plan(options)
+        print(as_markdown(figures))
     else:
-        settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
         with tempfile.TemporaryDirectory() as folder:
-            found = COMMANDS[arguments.command][0](settings, folder)
-        print(json.dumps(found, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found | {"machine": machine()}, indent=2) + "\n", encoding="utf-8")
+            figures = COMMANDS[options.command].measure(options, Path(folder))
+        figures = {"settings": settings_of(options), **figures}
+        print(json.dumps(figures, indent=2))
+    if options.json is not None:
+        figures["machine"] = machine()
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def make_parser() -> ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        of_command = commands.add_parser(name, help=command.help)
+        add_common_options(of_command)
+        command.add_options(of_command)
+    of_plan = commands.add_parser("plan", help="what training would cost", formatter_class=raw)
+    add_plan_options(of_plan)
+    add_json_option(of_plan)
+    return parser
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, help="file for the figures")
+
+
+def add_common_options(parser: ArgumentParser) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, choices=("cpu", "cuda"))
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of neighbouring turns to compare")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each side on a CPU")
+    parser.add_argument("--size", type=int, default=224, help="side of a crop in pixels")
+    add_json_option(parser)
+
+
+def add_data_path_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--data-path", help="a folder with class folders; default: photographs of scikit-image's")
+
+
+def add_input_options(parser: ArgumentParser) -> None:
+    add_data_path_option(parser)
+    parser.add_argument("--images", type=int, default=100, help="images of one turn")
+    parser.add_argument("--interpolation", default="bicubic", choices=("bicubic", "bilinear"))
+
+
+def measure_input(options: Namespace, folder: Path) -> dict:
+    """Files to training crops: ours beside PIL's, and beside decoding alone."""
+    choose_images(options, folder)
+    images = {"data_path": options.data_path, "images": options.images}
+    crops = {**images, "size": options.size, "interpolation": options.interpolation}
+    our_input = Side("our_input", ours.OurInput, crops, keeps_freed_memory=True)
+    pil_input = Side("pil_input", theirs.PilInput, crops, keeps_freed_memory=False)
+    decoding_alone = Side("decoding_alone", ours.DecodingAlone, images, keeps_freed_memory=True)
+    return {
+        "against_pil": compare(our_input, pil_input, conditions_of(options)),
+        "against_decoding_alone": compare(our_input, decoding_alone, conditions_of(options)),
+        "pixel_difference_from_pil": theirs.pixel_difference(**crops),
+    }
+
+
+def add_filter_loss_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 128], help="images")
+
+
+def measure_filter_loss(options: Namespace, _folder: Path) -> dict:
+    """Filter, loss and its gradient, with the settings of either public code."""
+    figures = {}
+    for recipe in (COINCHEUNG, AUTHORS):
+        for batch in options.batch:
+            arguments = {"recipe": recipe, "batch": batch, "size": options.size, "device": options.device}
+            our_side = Side("our_filter_loss", ours.OurFilterAndLoss, arguments, keeps_freed_memory=True)
+            their_side = Side(
+                "full_spectrum_filter_loss", theirs.FullSpectrumFilterAndLoss, arguments, keeps_freed_memory=False
+            )
+            key = f"{recipe.key}_batch_{batch}"
+            figures[key] = compare(our_side, their_side, conditions_of(options), memory=True)
+    return figures
+
+
+def add_step_options(parser: ArgumentParser) -> None:
+    add_data_path_option(parser)
+    parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
+    parser.add_argument("--precision", default="auto", help="of our side: auto, float32, bfloat16 or float16")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
+    parser.add_argument("--profile", help="file for a trace of one of our steps")
+    add_batch_option(parser)
+
+
+def add_batch_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, default=16, help="images of a step")
+
+
+def measure_step(options: Namespace, folder: Path) -> dict:
+    """A training step on noise beside CoinCheung/MFM's; with --ranks also real runs of pretrain.py."""
+    options.recipe = COINCHEUNG.key
+    arguments = {"model": options.model, "batch": options.batch, "size": options.size, "device": options.device}
+    our_side = Side("our_step", ours.OurStep, {**arguments, "precision": options.precision}, keeps_freed_memory=True)
+    their_side = Side("full_spectrum_step", theirs.CoinCheungStep, arguments, keeps_freed_memory=False)
+    figures = {"step": compare(our_side, their_side, conditions_of(options), trace=options.profile)}
+    if options.ranks:
+        fill_data_path(options, folder)
+        batch = 2 * options.batch
+        figures["ranks"] = {}
+        for ranks in options.ranks:
+            figures["ranks"][ranks] = run_ranks(
+                ranks,
+                steps=options.pairs,
+                batch=batch,
+                images_per_device=batch // max(options.ranks),
+                model=options.model,
+                device=options.device,
+                data_path=options.data_path,
+                folder=folder,
+            )
+    return figures
+
+
+def add_eval_options(parser: ArgumentParser) -> None:
+    add_input_options(parser)
+    sizes = {"type": int, "nargs": "+", "default": [235, 234, 236]}
+    parser.add_argument("--resize-sizes", **sizes, help="the first one is also measured alone")
+
+
+def measure_eval(options: Namespace, folder: Path) -> dict:
+    """Files to evaluation crops: `ours` is one resize size, `theirs` is all of them; both are our own code."""
+    choose_images(options, folder)
+    arguments = {
+        "data_path": options.data_path,
+        "images": options.images,
+        "size": options.size,
+        "interpolation": options.interpolation,
+    }
+    one = {**arguments, "resize_sizes": options.resize_sizes[:1]}
+    several = {**arguments, "resize_sizes": options.resize_sizes}
+    one_side = Side("evaluation_input", ours.EvaluationInput, one, keeps_freed_memory=True)
+    several_side = Side("evaluation_input", ours.EvaluationInput, several, keeps_freed_memory=True)
+    return {"several_over_one": compare(one_side, several_side, conditions_of(options))}
+
+
+def add_startup_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--files", type=int, default=1_281_167, help="images of the folder")
+    parser.add_argument("--classes", type=int, default=1000, help="classes of the folder")
+
+
+def add_pictures_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/sample_pretrain.yaml", help="a pretraining recipe")
+    add_batch_option(parser)
+
+
+COMMANDS = {
+    "input": Command("files to crops, one core: ours, PIL's, decoding alone", add_input_options, measure_input),
+    "filter-loss": Command(
+        "filter, loss and its gradient: ours, whole spectra", add_filter_loss_options, measure_filter_loss
+    ),
+    "step": Command("a training step of random images: ours, CoinCheung/MFM's recipe", add_step_options, measure_step),
+    "eval": Command("files to evaluation crops, one core: one resize size, several", add_eval_options, measure_eval),
+    "startup": Command(
+        "listing a folder of ImageNet's size, and what loader workers grow by", add_startup_options, measure_startup
+    ),
+    "pictures": Command("one event of logging.pictures_every_steps", add_pictures_options, measure_pictures),
+}
+
+
+def conditions_of(options: Namespace) -> Conditions:
+    return Conditions(pairs=options.pairs, threads=options.threads, device=options.device)
+
+
+def choose_images(options: Namespace, folder: Path) -> None:
+    """Fill in options.data_path, and note the mean size of a file there as options.mean_kb.
+
+    Raises: UserError if there is no file.
+    """
+    fill_data_path(options, folder)
+    sizes = [path.stat().st_size for path in Path(options.data_path).rglob("*") if path.is_file()]
+    if not sizes:
+        raise UserError(f"--data-path = {options.data_path}: holds no file; give a folder with one folder a class")
+    options.mean_kb = round(sum(sizes) / len(sizes) / 1000, 1)
+
+
+def fill_data_path(options: Namespace, folder: Path) -> None:
+    """Without --data-path, make photographs in `folder`."""
+    if options.data_path is None:
+        from scripts.benchmark.photographs import make_photographs  # needs scikit-image, which training does not
+
+        options.data_path = str(make_photographs(folder / "photographs", count=400))
+
+
+def settings_of(options: Namespace) -> dict:
+    return {name: value for name, value in vars(options).items() if name not in ("command", "json")}
+
+
+def machine() -> dict:
+    """Where the figures are from: command, commit, versions, CPU, date."""
+    cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    found = provenance()
+    del found["world_size"]
+    found["cpu"] = cpu[1] if cpu else platform.machine()
+    found["cores"] = os.cpu_count()
+    found["date"] = time.strftime("%Y-%m-%d")
+    return found
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models.trunk import masked_frequency_model
+from models.mfm import masked_frequency_network
+from models.trunk import make_trunk
 from utils.distributed import run_entry
+from utils.tables import markdown_table
 
 CARDS = (8, 11, 16, 24, 32, 80, 141)  # GB
 SIZES = (224, 160)  # pixels
@@ -29,7 +31,7 @@ def kept_bytes(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype)
     """Bytes that a forward pass keeps for its backward pass, each piece of memory once."""
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor):
+    def note(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
@@ -41,29 +43,34 @@ def kept_bytes(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype)
 
 def bytes_an_image(model: torch.nn.Module, size: int, dtype: torch.dtype) -> int:
     """What one more image (3, size, size) adds: weights and their low-precision copies cancel."""
-    one, two = (kept_bytes(model, torch.zeros(n, 3, size, size), dtype) for n in (1, 2))
+    one = kept_bytes(model, torch.zeros(1, 3, size, size), dtype)
+    two = kept_bytes(model, torch.zeros(2, 3, size, size), dtype)
     return two - one
 
 
-def images_that_fit(gigabytes: float, of_an_image: int, parameters: int) -> int:
-    """The largest power of two, or 0."""
+def images_that_fit(gigabytes: float, per_image: int, parameters: int) -> int:
+    """The largest power of two of images, `per_image` bytes each, that fit; 0 if none does."""
     free = (gigabytes * 1e9 - RESERVED) * (1 - HEAD_ROOM) - BYTES_A_PARAMETER * parameters
-    fit = int(free // of_an_image) if free > 0 else 0
-    return 1 << (fit.bit_length() - 1) if fit else 0
+    if free < per_image:
+        return 0
+    fit = int(free // per_image)
+    return 1 << (fit.bit_length() - 1)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="How many images a GPU holds at once, by computation.")
     parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
-    model = masked_frequency_model(parser.parse_args(argv).model, 3)
+    model = masked_frequency_network(make_trunk(parser.parse_args(argv).model), out_channels=3)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print("| pixels | precision | MB an image |" + "".join(f" {gigabytes} GB |" for gigabytes in CARDS))
-    print("|---|---|---|" + "---|" * len(CARDS))
+    rows = []
     for size in SIZES:
         for precision, dtype in PRECISIONS.items():
             per_image = bytes_an_image(model, size, dtype)
-            cells = "".join(f" {images_that_fit(gigabytes, per_image, parameters)} |" for gigabytes in CARDS)
-            print(f"| {size} | {precision} | {per_image / 1e6:.0f} |{cells}")
+            row = {"pixels": size, "precision": precision, "MB an image": f"{per_image / 1e6:.0f}"}
+            for gigabytes in CARDS:
+                row[f"{gigabytes} GB"] = images_that_fit(gigabytes, per_image, parameters)
+            rows.append(row)
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,40 @@ import numpy as np
 import skimage
 from PIL import Image
 
-SOURCES = "astronaut.png coffee.png chelsea.png rocket.jpg motorcycle_left.png motorcycle_right.png ihc.png retina.jpg"
-SIZE, QUALITY = (500, 375), 95
+SOURCES = (
+    "astronaut.png",
+    "coffee.png",
+    "chelsea.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "ihc.png",
+    "retina.jpg",
+)
+WIDE, UPRIGHT = (500, 375), (375, 500)
+QUALITY = 95
 
 
 def make_photographs(root: Path, count: int, classes: int = 4) -> Path:
     """Write root/class_<n>/<n>.jpg; returns root."""
-    draw = np.random.default_rng(0)
-    sources = [Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB") for name in SOURCES.split()]
+    folder = Path(skimage.__file__).parent / "data"
+    sources = [Image.open(folder / name).convert("RGB") for name in SOURCES]
+    generator = np.random.default_rng(0)
     for number in range(count):
-        source, size = sources[number % len(sources)], SIZE if draw.random() < 0.75 else SIZE[::-1]
-        largest = min(source.width / size[0], source.height / size[1])
-        width, height = (round(side * largest * draw.uniform(0.75, 1)) for side in size)
-        left, top = draw.integers(source.width - width + 1), draw.integers(source.height - height + 1)
-        photograph = source.resize(size, Image.Resampling.LANCZOS, (left, top, left + width, top + height))
-        folder = root / f"class_{number % classes}"
-        folder.mkdir(parents=True, exist_ok=True)
-        photograph.save(folder / f"{number}.jpg", quality=QUALITY)
+        photograph = random_crop(sources[number % len(sources)], generator)
+        path = root / f"class_{number % classes}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.save(path, quality=QUALITY)
     return root
+
+
+def random_crop(source: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """A window of 75 to 100 % of the largest one that fits, a side, resized."""
+    size = WIDE if generator.random() < 0.75 else UPRIGHT
+    largest = min(source.width / size[0], source.height / size[1])
+    width = round(size[0] * largest * generator.uniform(0.75, 1))
+    height = round(size[1] * largest * generator.uniform(0.75, 1))
+    left = generator.integers(source.width - width + 1)
+    top = generator.integers(source.height - height + 1)
+    window = (left, top, left + width, top + height)
+    return source.resize(size, Image.Resampling.LANCZOS, window)

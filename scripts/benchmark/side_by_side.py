@@ -1,98 +1,197 @@
-"""Two sides in two processes, taking turns: what scripts/benchmark/benchmark.py measures with."""
+"""Compares two sides, each in a process of its own: what scripts/benchmark/benchmark.py measures with.
+
+Each side gets its own process because the sides set up their processes differently: the allocator, the number of
+threads, TF32. The sides take turns, and a ratio is that of two neighbouring turns, because the speed of a machine that
+others use drifts by more than the sides differ. `torch.utils.benchmark.Timer` has neither, and it repeats its own
+warm-up before each measurement, so a pair would be longer and less equal.
+"""
 
 import itertools
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.profiler import profile
 
-from utils.process import keep_freed_memory
+from utils.process import die_with_parent, keep_freed_memory
 
-WARM_UP = 2
-PUBLIC = ("pil", "full_spectrum", "torchvision")  # how the names of the public codes' recipes begin
-
-
-class Contestant:
-    """One side in a process of its own; one of ours keeps freed memory there, as pretrain.py and finetune.py do."""
-
-    def __init__(self, make: Callable, settings: dict):
-        context = multiprocessing.get_context("spawn")
-        self.line, end = context.Pipe()
-        self.process = context.Process(target=serve, args=(end, make, settings), daemon=True)
-        self.process.start()
-
-    def ask(self, what: str):
-        """Of "seconds" for a piece of work, "memory" that one task allocates, or "trace FILE" for a profile of one."""
-        self.line.send(what)
-        try:
-            return self.line.recv()
-        except (EOFError, ConnectionError):
-            raise RuntimeError("a side of the benchmark ended early; its own message is above") from None
+WARM_UP = 2  # turns that are not counted
 
 
-def serve(line, make: Callable, settings: dict) -> None:
-    if not make.__name__.startswith(PUBLIC):
+class Task(Protocol):
+    """A piece of work. A call does it once."""
+
+    work: int  # units, usually images, that one call does
+
+    def __call__(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison. Its process builds the task as `make(**arguments)`.
+
+    Args:
+        name: of the side in the figures.
+        make: a class or function at the top of a module, so that another process can import it.
+        keeps_freed_memory: True for this project's code, since pretrain.py and finetune.py set the allocator so.
+            False for the public codes, which leave it as it is.
+    """
+
+    name: str
+    make: Callable[..., Task]
+    arguments: dict
+    keeps_freed_memory: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What both sides have in common."""
+
+    pairs: int
+    threads: int  # of each side on a CPU
+    device: str  # "cpu" or "cuda"
+
+
+class ThisProcess:
+    """In the process of a side: its task."""
+
+    task: Task
+    device: str
+
+
+def set_up(side: Side, conditions: Conditions) -> None:
+    """In a side's process: build its task as its own runs would have it."""
+    die_with_parent(signal.SIGKILL)
+    if side.keeps_freed_memory:
         keep_freed_memory()
-    torch.set_num_threads(settings["threads"])
-    task, work = make(settings)
-    while True:
-        what, _, path = line.recv().partition(" ")
-        began = time.perf_counter()
-        if what == "seconds":
-            task()
-            synchronize(settings)
-            line.send((time.perf_counter() - began) / work)
-        else:
-            line.send(allocated(task, settings, path))
+    torch.set_num_threads(conditions.threads)
+    ThisProcess.task, ThisProcess.device = side.make(**side.arguments), conditions.device
 
 
-def synchronize(settings: dict) -> None:
-    if settings["device"] == "cuda":
-        torch.cuda.synchronize()
+def measure_seconds() -> float:
+    """In a side's process: seconds for one unit of work."""
+    began = time.perf_counter()
+    ThisProcess.task()
+    synchronize(ThisProcess.device)
+    return (time.perf_counter() - began) / ThisProcess.task.work
 
 
-def allocated(task: Callable, settings: dict, trace: str) -> dict:
-    """MB of tensors that a task holds at most, and those left after it, beyond what was there before."""
-    with profile(profile_memory=True, acc_events=True) as found:
-        result = task()
-        synchronize(settings)
+def measure_memory(trace: str | None) -> dict[str, float]:
+    """In a side's process: MB of tensors that a call holds at most, and MB left after it, beyond those before it.
+
+    Args:
+        trace: file for a trace of the call, for chrome://tracing.
+    """
+    with profile(profile_memory=True, acc_events=True) as profiler:
+        result = ThisProcess.task()
+        synchronize(ThisProcess.device)
         del result
-    if trace:
-        found.export_chrome_trace(trace)
-    changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
-    held = list(itertools.accumulate(changes, initial=0))
+    if trace is not None:
+        profiler.export_chrome_trace(trace)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    held = list(itertools.accumulate([event.nbytes() for event in events], initial=0))
     return {"most_mb": round(max(held) / 1e6, 1), "left_mb": round(held[-1] / 1e6, 1)}
 
 
-def spread(values: list[float], digits: int = 3) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    found = {"median": median, "quartiles": [low, high], "least": min(values), "most": max(values)}
-    return {k: [round(x, digits) for x in v] if k == "quartiles" else round(v, digits) for k, v in found.items()}
+def synchronize(device: str) -> None:
+    """Wait for the device: work on a GPU goes on after the call that started it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
-def against(ours: Callable, theirs: Callable, settings: dict, memory: bool = False, **other: object) -> dict:
-    """Milliseconds of each side for a piece of work, and theirs / ours, pair by pair.
+class Contestant:
+    """The parent's handle on a side that works in another process. Use it in a `with`, which ends the process."""
+
+    def __init__(self, side: Side, conditions: Conditions):
+        self.name = side.name
+        self.process = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+        self.ready = self.process.submit(set_up, side, conditions)
+
+    def __enter__(self) -> "Contestant":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.process.shutdown()
+
+    def wait_until_ready(self) -> None:
+        self.result_of(self.ready)
+
+    def seconds(self) -> float:
+        return self.result_of(self.process.submit(measure_seconds))
+
+    def memory(self, trace: str | None = None) -> dict[str, float]:
+        return self.result_of(self.process.submit(measure_memory, trace))
+
+    def result_of(self, answer: Future):
+        """Raises: what the side raised; RuntimeError if its process ended."""
+        try:
+            return answer.result()
+        except BrokenProcessPool:
+            message = f"the process of {self.name} ended early; if it wrote a message, it is above"
+            raise RuntimeError(message) from None
+
+
+def compare(
+    ours: Side, theirs: Side, conditions: Conditions, memory: bool = False, trace: str | None = None
+) -> dict[str, object]:
+    """Milliseconds of each side for a unit of work, and theirs / ours, pair by pair.
 
     Args:
-        other: settings of `theirs` where they differ.
+        memory: also tell the MB of tensors of each side.
+        trace: file for a trace of one call of our side.
     """
-    sides = {"ours": Contestant(ours, settings), "theirs": Contestant(theirs, settings | other)}
-    seconds = {name: [] for name in sides}
-    for turn in range(-WARM_UP, settings["pairs"]):
-        for name in list(sides)[:: 1 if turn % 2 else -1]:
-            took = sides[name].ask("seconds")
-            seconds[name] += [took] if turn >= 0 else []
-    pairs = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
-    found = {"ours": ours.__name__, "theirs": theirs.__name__, "theirs_over_ours": spread(pairs), "pairs": len(pairs)}
-    found |= {f"{name}_ms": spread([1000 * x for x in values], 7) for name, values in seconds.items()}
-    if memory:
-        found["memory"] = {name: side.ask("memory") for name, side in sides.items()}
-    if settings.get("profile"):
-        sides["ours"].ask(f"trace {settings['profile']}")
-    for side in sides.values():
-        side.process.kill()
-    return found
+    our_seconds, their_seconds = [], []
+    with Contestant(ours, conditions) as our_side, Contestant(theirs, conditions) as their_side:
+        our_side.wait_until_ready()
+        their_side.wait_until_ready()
+        for turn in range(-WARM_UP, conditions.pairs):
+            if turn % 2 == 0:
+                their_turn = their_side.seconds()
+                our_turn = our_side.seconds()
+            else:
+                our_turn = our_side.seconds()
+                their_turn = their_side.seconds()
+            if turn >= 0:
+                our_seconds.append(our_turn)
+                their_seconds.append(their_turn)
+        figures = comparison(ours.name, theirs.name, our_seconds, their_seconds)
+        if memory:
+            figures["memory"] = {"ours": our_side.memory(), "theirs": their_side.memory()}
+        if trace is not None:
+            our_side.memory(trace)
+    return figures
+
+
+def comparison(our_name: str, their_name: str, our_seconds: list[float], their_seconds: list[float]) -> dict:
+    """The figures of pairs of turns: seconds for a unit of work, the same pair at the same place of both lists."""
+    ratios = [theirs / ours for ours, theirs in zip(our_seconds, their_seconds, strict=True)]
+    return {
+        "ours": our_name,
+        "theirs": their_name,
+        "theirs_over_ours": spread(ratios),
+        "pairs": len(ratios),
+        "ours_ms": spread([1000 * seconds for seconds in our_seconds], digits=7),
+        "theirs_ms": spread([1000 * seconds for seconds in their_seconds], digits=7),
+    }
+
+
+def spread(values: list[float], digits: int = 3) -> dict[str, float | list[float]]:
+    """Median, quartiles and extremes of at least one value, rounded."""
+    if len(values) > 1:
+        lower, median, upper = statistics.quantiles(values, n=4)
+    else:
+        lower = median = upper = values[0]
+    return {
+        "median": round(median, digits),
+        "quartiles": [round(lower, digits), round(upper, digits)],
+        "least": round(min(values), digits),
+        "most": round(max(values), digits),
+    }

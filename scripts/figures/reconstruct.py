@@ -9,129 +9,216 @@ was the target), and in brackets that of the kept frequencies alone, the level t
 with --size, the same radius is another frequency in cycles a pixel.
 """
 
+from __future__ import annotations
+
 import argparse
-import itertools
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms.functional import center_crop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.schema import PretrainConfig
 from data.augment import evaluation_crops
 from data.decode import decode_image
-from data.folder import EXTENSIONS
-from models.trunk import STRIDE, masked_frequency_model
+from data.index import EXTENSIONS
+from models.mfm import MaskedFrequencyModelling, network_from_config
+from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
-from pretrain import loss_target, reconstruct
 from utils.config import from_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.figures import grid, save
+from utils.figures import PictureRow, grid, save
 from utils.pictures import combined, eight_bit, psnr
 from utils.run.checkpoint import read_checkpoint
-from utils.spectrum import kept_when_low
+from utils.run.reading import is_pretraining
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES = ("filtered", "prediction", "combined")
 NOTE = "dB: PSNR of the combined image; in brackets: of the kept frequencies alone"
 
 
-def pretrained(path: str) -> tuple[PretrainConfig, torch.nn.Module]:
-    """Config and model of a pretraining checkpoint. Raises: UserError if it is none."""
-    saved = read_checkpoint(path)
-    if "filter" not in saved.get("config", {}):
-        raise UserError(f"{path}: not a pretraining checkpoint (its config has no filter); give one of pretrain.py")
-    config = from_dict(PretrainConfig, saved["config"], path)
-    model = masked_frequency_model(config.model.name, 1 if config.loss.target == "gray" else 3)
-    load_weights(model, weights_of(saved, path)[1], path)
-    return config, model
+@dataclass(frozen=True)
+class Panels:
+    """One image, filtered in one way, and what the network makes of it.
+
+    Args:
+        pictures: "original" and each of STAGES -> (H, W, 3) uint8.
+        quality: PSNR of the combined image, and of the kept frequencies alone, in words.
+    """
+
+    pictures: dict[str, np.ndarray]
+    quality: str
+
+    def caption(self, stage: str) -> str:
+        return self.quality if stage == "combined" else ""
 
 
-def crop_of(path: str, size: int | None, interpolation: str) -> torch.Tensor:
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint of pretrain.py: its config, its network, and the pixels that one side of a feature stands for."""
+
+    config: PretrainConfig
+    network: nn.Module
+    stride: int
+
+    @classmethod
+    def read(cls, path: str) -> Pretrained:
+        """Raises: UserError if it is no checkpoint of a pretraining."""
+        content = read_checkpoint(path)
+        if not is_pretraining(content.get("config", {})):
+            raise UserError(f"{path}: not a pretraining checkpoint (its config has no filter); give one of pretrain.py")
+        config = from_dict(PretrainConfig, content["config"], path)
+        network = network_from_config(config)
+        _, weights = weights_of(content, path)
+        load_weights(network, weights, path, trunk_children(config.model.name))
+        with torch.device("meta"):  # takes no memory
+            stride = make_trunk(config.model.name).stride
+        return cls(config, network, stride)
+
+    def panels(self, image: torch.Tensor, radius: float) -> dict[str, Panels]:
+        """For each kind of corruption.
+
+        Args:
+            image: (1, 3, H, W) uint8.
+            radius: of the filter, instead of the one in training.
+        Raises: UserError if the radius leaves a side of the image's spectrum empty.
+        """
+        config = replace(self.config, filter=replace(self.config.filter, radius=radius))
+        try:
+            task = MaskedFrequencyModelling.from_config(config, image.device)
+            reconstructions = task.show(self.network, image)
+        except ValueError as error:
+            raise UserError(f"--radius {radius:g}: {error}") from error
+        panels = {}
+        for kind, reconstruction in reconstructions.items():
+            pictures = {}
+            for stage, picture in reconstruction.pictures.items():
+                pictures[stage] = eight_bit(picture)[0].permute(1, 2, 0).numpy()
+            panels[kind] = Panels(pictures, quality(task, kind, reconstruction.pictures))
+        return panels
+
+
+def quality(task: MaskedFrequencyModelling, kind: str, pictures: dict[str, torch.Tensor]) -> str:
+    """PSNR of the combined image against what was to be predicted, and in brackets without any prediction.
+
+    Args:
+        kind: of the task's corruption.
+        pictures: of a Reconstruction of one image.
+    """
+    target = task.target(pictures["original"])
+    mean = task.target(task.normalize.mean[None]).expand_as(target)
+    kept = task.corruption.kept(kind, *target.shape[-2:], target.device)
+    kept_alone = combined(target, mean, kept)
+    reached = psnr(eight_bit(pictures["combined"]), eight_bit(target)).item()
+    to_beat = psnr(eight_bit(kept_alone), eight_bit(target)).item()
+    return f"{reached:.1f} dB ({to_beat:.1f})"
+
+
+def kind_in_words(kind: str) -> str:
+    return kind.replace("_", "-")
+
+
+def grid_of_images(pretrained: Pretrained, crops: dict[str, torch.Tensor], radius: float) -> Figure:
+    """One row an image: label -> (1, 3, H, W) uint8."""
+    rows, titles = [], []
+    for label, image in crops.items():
+        row = PictureRow(label, pictures=[], captions=[])
+        titles = ["original"]
+        for kind, panels in pretrained.panels(image, radius).items():
+            if not row.pictures:
+                row.pictures.append(panels.pictures["original"])
+                row.captions.append("")
+            for stage in STAGES:
+                row.pictures.append(panels.pictures[stage])
+                row.captions.append(panels.caption(stage))
+                titles.append(f"{stage}\n{kind_in_words(kind)} {radius:g}")
+        rows.append(row)
+    return grid(rows, titles, NOTE)
+
+
+def grid_of_radii(pretrained: Pretrained, image: torch.Tensor, radii: list[float]) -> Figure:
+    """One image (1, 3, H, W) uint8; one column a radius, and the original beside what is to be it."""
+    trained_radius = pretrained.config.filter.radius
+    titles = ["original"]
+    rows: dict[tuple[str, str], PictureRow] = {}  # of a kind and a stage
+    for radius in radii:
+        title = f"radius {radius:g}"
+        if radius == trained_radius:
+            title += "\n(trained)"
+        titles.append(title)
+        for kind, panels in pretrained.panels(image, radius).items():
+            for stage in STAGES:
+                if (kind, stage) not in rows:
+                    first = panels.pictures["original"]
+                    if stage != "combined":
+                        first = np.full_like(first, 255)  # white
+                    rows[kind, stage] = PictureRow(f"{stage}, {kind_in_words(kind)}", [first], [""])
+                rows[kind, stage].pictures.append(panels.pictures[stage])
+                rows[kind, stage].captions.append(panels.caption(stage))
+    return grid(list(rows.values()), titles, f"{NOTE}; trained with radius {trained_radius:g}")
+
+
+def crop_of(path: str, size: int | None, interpolation: str, stride: int) -> torch.Tensor:
     """An image as (1, 3, H, W) uint8: resized and cropped as in evaluation, or its middle at its own resolution.
 
     Args:
-        size: None cuts to the largest multiples of 32, which the trunk needs; padding would add frequencies of its own.
+        size: None: cut to the largest multiples of stride, which the trunk needs. Padding would add frequencies.
     """
     image = decode_image(path)
     if size is not None:
         return evaluation_crops(image, (size,), size, interpolation)
-    height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
-    if not height or not width:
-        raise UserError(f"{path}: {image.shape[2]}×{image.shape[1]} pixels; --size native needs {STRIDE} each way")
-    return center_crop(image, [height, width])[None]
+    height, width = image.shape[1:]
+    if height < stride or width < stride:
+        raise UserError(f"{path}: {width}×{height} pixels; --size native needs {stride} each way")
+    return center_crop(image, [height // stride * stride, width // stride * stride])[None]
 
 
-def labelled_crops(paths: list[str], size: int | None, interpolation: str) -> dict[str, torch.Tensor]:
-    """`crop_of` each, under class and file name, or the whole path where two have the same."""
+def labelled_crops(paths: list[str], size: int | None, interpolation: str, stride: int) -> dict[str, torch.Tensor]:
+    """`crop_of` each, under class and file name, or under the whole path where two have the same."""
     names = [f"{Path(path).parent.name}/{Path(path).name}" for path in paths]
-    labels = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
-    return {label: crop_of(path, size, interpolation) for label, path in zip(labels, paths, strict=True)}
-
-
-def stages(config: PretrainConfig, model, image: torch.Tensor, radius: float) -> dict[str, tuple[dict, str]]:
-    """For "low_pass" and "high_pass": the pictures (H, W, 3) uint8 by stage, and the PSNR as text.
-
-    Raises: UserError if the radius leaves a side of the image's spectrum empty.
-    """
-    config = replace(config, filter=replace(config.filter, radius=radius))
-    try:
-        pictures, _ = reconstruct(config, model, image)
-        low = kept_when_low(*image.shape[-2:], radius, config.filter.outer_radius, image.device)
-    except ValueError as error:
-        raise UserError(f"--radius {radius:g}: {error}") from error
-    found = {}
-    for name, columns in pictures.items():
-        target = loss_target(config)(columns["original"])
-        mean = loss_target(config)(torch.tensor(config.data.mean)[None, :, None, None])
-        alone = combined(target, mean.expand_as(target), low if name == "low_pass" else ~low)
-        quality, level = (psnr(eight_bit(x), eight_bit(target)).item() for x in (columns["combined"], alone))
-        shown = {stage: eight_bit(x)[0].permute(1, 2, 0).numpy() for stage, x in columns.items()}
-        found[name] = shown, f"{quality:.1f} dB ({level:.1f})"
-    return found
-
-
-def grid_of_images(config: PretrainConfig, model, crops: dict[str, torch.Tensor], radius: float):
-    """One row an image."""
-    rows = []
-    for label, image in crops.items():
-        found = stages(config, model, image, radius)
-        pictures = [found["low_pass"][0]["original"], *(shown[s] for shown, _ in found.values() for s in STAGES)]
-        rows.append((label, pictures, ["", *(text for _, quality in found.values() for text in ("", "", quality))]))
-    titles = ["original", *(f"{s}\n{name} {radius:g}" for name in ("low-pass", "high-pass") for s in STAGES)]
-    return grid(rows, titles, NOTE)
-
-
-def grid_of_radii(config: PretrainConfig, model, image: torch.Tensor, radii: list[float]):
-    """One image; one column a radius, and the original beside what is to be it."""
-    found = [stages(config, model, image, radius) for radius in radii]
-    rows, original = [], found[0]["low_pass"][0]["original"]
-    for name, s in itertools.product(("low_pass", "high_pass"), STAGES):
-        texts = [of[name][1] if s == "combined" else "" for of in found]
-        first = original if s == "combined" else np.full_like(original, 255)
-        rows.append((f"{s}, {name.replace('_', '-')}", [first, *(of[name][0][s] for of in found)], ["", *texts]))
-    trained = config.filter.radius
-    titles = ["original", *(f"radius {r:g}" + ("\n(trained)" if r == trained else "") for r in radii)]
-    return grid(rows, titles, f"{NOTE}; trained with radius {trained:g}")
+    crops = {}
+    for name, path in zip(names, paths, strict=True):
+        label = name if names.count(name) == 1 else path
+        crops[label] = crop_of(path, size, interpolation, stride)
+    return crops
 
 
 def pick_images(places: list[str], count: int) -> list[str]:
-    """Image files named or found below the folders named: at most `count`, evenly spread."""
-    found = []
+    """Image files named, or in the folders named or below: at most `count`, evenly spread."""
+    images = []
     for place in map(Path, places):
-        if not place.exists():
+        if place.is_dir():
+            images += sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        elif place.exists():
+            images.append(place)
+        else:
             raise UserError(f"{place}: no such image or folder")
-        inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        found += inside if place.is_dir() else [place]
-    if not found:
+    if not images:
         raise UserError(f"{', '.join(places)}: no image in it")
-    return [str(found[i]) for i in np.linspace(0, len(found), min(count, len(found)), endpoint=False, dtype=int)]
+    numbers = np.linspace(0, len(images), min(count, len(images)), endpoint=False, dtype=int)
+    return [str(images[number]) for number in numbers]
 
 
-def main(argv: list[str]) -> None:
+def crop_size(argument: str, pretrained: Pretrained) -> int | None:
+    """The meaning of --size: pixels, or None for native. Raises: UserError if it is none."""
+    if argument == "train":
+        return pretrained.config.data.train_crop_size
+    if argument == "native":
+        return None
+    if not argument.isdecimal() or int(argument) == 0 or int(argument) % pretrained.stride:
+        raise UserError(f"--size {argument}: must be train, native or a multiple of {pretrained.stride}")
+    return int(argument)
+
+
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Figure: original | filtered | prediction | combined, both filters.")
     parser.add_argument("checkpoint", help="a pretraining checkpoint")
     parser.add_argument("images", nargs="+", help="image files or folders of them")
@@ -140,19 +227,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--radius", type=float, nargs="+", help="in bins; several: the first image over them")
     parser.add_argument("--size", default="train", help="train: as in training; native: multiples of 32; or pixels")
     arguments = parser.parse_args(argv)
-    config, model = pretrained(arguments.checkpoint)
-    size = {"train": config.data.train_crop_size, "native": None}.get(arguments.size, arguments.size)
-    if isinstance(size, str) and not (size.isdecimal() and int(size) and int(size) % STRIDE == 0):
-        raise UserError(f"--size {size}: must be train, native or a multiple of {STRIDE}")
-    radii = arguments.radius or [config.filter.radius]
-    paths = pick_images(arguments.images, 1 if len(radii) > 1 else max(1, arguments.count))
-    crops = labelled_crops(paths, size if size is None else int(size), config.data.interpolation)
+    pretrained = Pretrained.read(arguments.checkpoint)
+    size = crop_size(arguments.size, pretrained)
+    radii = arguments.radius or [pretrained.config.filter.radius]
+    count = 1 if len(radii) > 1 else max(1, arguments.count)
+    paths = pick_images(arguments.images, count)
+    crops = labelled_crops(paths, size, pretrained.config.data.interpolation, pretrained.stride)
     if len(radii) > 1:
-        figure = grid_of_radii(config, model, *crops.values(), radii)
+        (image,) = crops.values()
+        figure = grid_of_radii(pretrained, image, radii)
     else:
-        figure = grid_of_images(config, model, crops, *radii)
+        figure = grid_of_images(pretrained, crops, radii[0])
     save(figure, arguments.output)
-    print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{r:g}' for r in radii)}")
+    print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{radius:g}' for radius in radii)}")
+    return 0
 
 
 if __name__ == "__main__":

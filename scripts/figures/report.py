@@ -1,27 +1,34 @@
 """One HTML file on some runs, to send to a colleague: nothing else is needed to read it, neither network nor script.
 
-python scripts/figures/report.py runs/sample_pretrain runs/sample_finetune_mfm runs/sample_finetune_scratch --output report.html
-python scripts/figures/report.py runs/* --images sample/val --output report.html     # with reconstructions of these images
+python scripts/figures/report.py runs/sample_pretrain runs/sample_finetune_mfm runs/sample_finetune_scratch
+python scripts/figures/report.py runs/* --images sample/val --output report.html   # reconstructs these images
 """
 
+from __future__ import annotations
+
 import argparse
-import itertools
 import re
 import statistics
 import sys
-from collections import defaultdict
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.config_diff import differing
-from scripts.figures.plot import RunFolder, figures_of, named, read_run
-from scripts.figures.reconstruct import grid_of_images, labelled_crops, pick_images, pretrained
-from scripts.study.summarize import read_arms, summarize, to_markdown
-from utils.config import show
+from scripts.figures.plot import Runs, all_figures, named
+from scripts.figures.reconstruct import Pretrained, grid_of_images, labelled_crops, pick_images
+from scripts.study.arms import read_arms
+from scripts.study.comparisons import summarize
+from scripts.study.tables import Note, Rows, Strong, SummaryTables
+from utils.config import yaml_text
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import data_uri
+from utils.run.reading import RunFolder, differing, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CSS = """
 :root { color-scheme: light dark; overflow-wrap: break-word; }
@@ -42,111 +49,163 @@ nav a { margin-right: 1rem; display: inline-block; }
 """
 
 
-def inline(text: str) -> str:
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+@dataclass(frozen=True)
+class Section:
+    title: str
+    html: str
 
 
-def html_table(header: list[str], rows: list[list[str]]) -> str:
-    """Cells are text, and escaped; `**` around words makes them bold."""
-    head = "".join(f"<th>{inline(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{inline(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+def paragraph(words: str) -> str:
+    return f"<p>{escape(words)}</p>"
+
+
+def html_table(header: list[str], rows: list[list]) -> str:
+    """A cell is text, which is escaped, or Strong."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{html_cell(cell)}</td>" for cell in row)
+        body += f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def of_markdown(text: str) -> str:
-    """Tables, lists and paragraphs of Markdown as scripts/study/summarize.py writes them; all else is escaped."""
-    parts = []
-    for kind, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] if line[:1] in "|-" else "text"):
-        lines = list(group)
-        if kind == "|":
-            rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]
-            header, _, *rows = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]
-            parts.append(html_table(header, rows))
-        elif kind == "-":
-            parts.append("<ul>" + "".join(f"<li>{inline(line[1:].strip())}</li>" for line in lines) + "</ul>")
-        else:
-            parts += [f"<p>{inline(line)}</p>" for line in lines if line.strip()]
-    return "".join(parts)
+def html_cell(cell: object) -> str:
+    if isinstance(cell, Strong):
+        return f"<strong>{escape(cell.words)}</strong>"
+    return escape(str(cell))
 
 
-def picture(figure, told: str) -> str:
-    told = escape(told)
-    return f'<figure><img src="{data_uri(figure)}" alt="{told}"><figcaption>{told}</figcaption></figure>'
+def table_of_rows(rows: Rows) -> str:
+    return html_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def overview(runs: dict[str, RunFolder]) -> str:
-    """What was run, with what, at what cost: a column a run."""
-    columns = []
-    for run in runs.values():
-        text, last = (run.folder / "config.yaml").read_text(encoding="utf-8"), run.lines[-1] if run.lines else {}
-        where = defaultdict(lambda: "?", re.findall(r"^# (\w+): (.*)$", text, re.MULTILINE))
-        speeds = [line["images_per_second"] for line in run.lines]
-        columns.append({
-            "kind": run.kind, "model": str(run.config["model.name"]),
-            "steps": f"{last.get('step', 0)}" + ("" if run.result else " (not finished)"),
-            "last attempt took": f"{run.result['seconds'] / 60:.1f} min" if run.result else "not known",
-            "images/s (median)": f"{statistics.median(speeds):.4g}" if speeds else "not known",
-            "peak memory of rank 0 [GB]": f"{last['peak_memory_gb']:.2f}" if "peak_memory_gb" in last else "not known",
-            "ranks × device": f"{where['world_size']} × {where['device']}", "commit": where["commit"][:48],
-            "versions": ", ".join(f"{library} {where[library]}" for library in ("torch", "torchvision", "python")),
-        })  # fmt: skip
-    return html_table(["", *runs], [[fact, *(column[fact] for column in columns)] for fact in columns[0]])
+def list_of_notes(notes: list[Note]) -> str:
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note.name + note.text)}</li>" for note in notes)
+    return f"<ul>{items}</ul>"
 
 
-def results(runs: dict[str, RunFolder]) -> str:
-    """The table of scripts/study/summarize.py, with intervals where there are several seeds."""
+def picture(figure: Figure, description: str) -> str:
+    text = escape(description)
+    return f'<figure><img src="{data_uri(figure)}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def facts_of_run(run: RunFolder) -> dict[str, str]:
+    """What was run, with what, at what cost. Some facts are in the comments above config.yaml."""
+    comments = dict(re.findall(r"^# (\w+): (.*)$", config_text(run), re.MULTILINE))
+    last_line = run.log[-1] if run.log else {}
+    facts = {
+        "kind": run.kind,
+        "model": str(run.config["model.name"]),
+        "steps": f"{last_line.get('step', 0)} (not finished)",
+        "last attempt took": "not known",
+        "images/s (median)": "not known",
+        "peak memory of rank 0 [GB]": "not known",
+        "ranks × device": f"{comments.get('world_size', '?')} × {comments.get('device', '?')}",
+        "commit": comments.get("commit", "?")[:48],
+        "versions": ", ".join(f"{name} {comments.get(name, '?')}" for name in ("torch", "torchvision", "python")),
+    }
+    if run.result:
+        facts["steps"] = str(last_line.get("step", 0))
+        facts["last attempt took"] = f"{run.result['seconds'] / 60:.1f} min"
+    if run.log:
+        facts["images/s (median)"] = f"{statistics.median(line['images_per_second'] for line in run.log):.4g}"
+    if "peak_memory_gb" in last_line:
+        facts["peak memory of rank 0 [GB]"] = f"{last_line['peak_memory_gb']:.2f}"
+    return facts
+
+
+def config_text(run: RunFolder) -> str:
+    return (run.folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def overview(runs: Runs) -> str:
+    """The facts of every run, a column a run."""
+    columns = [facts_of_run(run) for run in runs.values()]
+    rows = []
+    for fact in columns[0]:
+        rows.append([fact, *(column[fact] for column in columns)])
+    return html_table(["", *runs], rows)
+
+
+def results(runs: Runs) -> str:
+    """The tables of scripts/study/summarize.py, with intervals where there are several seeds."""
     folders = [run.folder for run in runs.values() if "results" in run.result]
     if not folders:
-        return "<p>No finetuning among these runs has finished.</p>"
+        return paragraph("No finetuning among these runs has finished.")
     try:
-        return of_markdown(to_markdown(summarize(read_arms(folders), [], [], None), None))
+        summary = summarize(read_arms(folders), baselines=[], factors=[], difference=None)
     except UserError as error:
-        return f"<p>No table: {escape(str(error))}</p>"
+        return paragraph(f"No table: {error}")
+    tables = SummaryTables.of(summary, difference=None)
+    html = table_of_rows(tables.overview)
+    if tables.remark:
+        html += paragraph(tables.remark)
+    for size in tables.sizes:
+        html += f"<p><strong>{escape(size.title)}</strong></p>"
+        html += "".join(map(table_of_rows, size.tables))
+        html += list_of_notes(size.notes)
+    return html + list_of_notes(tables.differences)
 
 
-def differences(runs: dict[str, RunFolder]) -> str:
+def config_differences(runs: Runs) -> str:
     """The config of each run against the first of its kind."""
-    parts = []
+    html = ""
+    first_of_kind: dict[str, str] = {}
     for kind in ("pretraining", "finetuning"):
-        first, *others = [name for name, run in runs.items() if run.kind == kind] or [""]
-        for name in others:
-            pairs = differing(runs[first].config, runs[name].config)
-            rows = [[key, show(before), show(after)] for key, (before, after) in pairs.items()]
-            parts.append(html_table(["key", first, name], rows) if rows else f"<p>{escape(name)}: none.</p>")
-    return "".join(parts) or "<p>No two runs of one kind.</p>"
+        for name, run in runs.items():
+            if run.kind != kind:
+                continue
+            first = first_of_kind.setdefault(kind, name)
+            if first == name:
+                continue
+            pairs = differing(runs[first].config, run.config)
+            rows = [[key, yaml_text(before), yaml_text(after)] for key, (before, after) in pairs.items()]
+            if rows:
+                html += html_table(["key", first, name], rows)
+            else:
+                html += paragraph(f"{name}: none.")
+    return html or paragraph("No two runs of one kind.")
 
 
-def reconstructions(runs: dict[str, RunFolder], images: list[str]) -> str:
-    parts = []
+def figure_pictures(runs: Runs, width: int) -> str:
+    """Every figure of scripts/figures/plot.py."""
+    html = "".join(picture(drawn.figure, drawn.description) for drawn in all_figures(runs, width))
+    return html or paragraph("No run has anything to draw yet.")
+
+
+def reconstructions(runs: Runs, images: list[str]) -> str:
+    """Some images, filtered and predicted, by each pretraining."""
+    if not images:
+        return paragraph("None: --images was not given.")
+    html = ""
     for name, run in runs.items():
-        checkpoint = run.folder / "checkpoints/last.pt"
-        if run.kind == "pretraining" and checkpoint.exists():
-            config, model = pretrained(str(checkpoint))
-            crops = labelled_crops(pick_images(images, 4), config.data.train_crop_size, config.data.interpolation)
-            told = f"{name}: original, filtered, prediction and combined for {', '.join(crops)}, with the PSNR in dB."
-            parts.append(picture(grid_of_images(config, model, crops, config.filter.radius), told))
-    return "".join(parts)
+        if run.kind != "pretraining" or not run.last_checkpoint.exists():
+            continue
+        pretrained = Pretrained.read(str(run.last_checkpoint))
+        data = pretrained.config.data
+        crops = labelled_crops(pick_images(images, 4), data.train_crop_size, data.interpolation, pretrained.stride)
+        figure = grid_of_images(pretrained, crops, pretrained.config.filter.radius)
+        labels = ", ".join(crops)
+        html += picture(
+            figure, f"{name}: original, filtered, prediction and combined for {labels}, with the PSNR in dB."
+        )
+    return html
 
 
-def report(runs: list[RunFolder], images: list[str], width: int) -> str:
-    """The page."""
-    by_name = named(runs)
-    curves = "".join(picture(figure, told) for figure, told in figures_of(runs, width).values())
-    sections = [
-        ("What was run", overview(by_name)),
-        ("Results", results(by_name)),
-        ("Figures", curves or "<p>No run has anything to draw yet.</p>"),
-        ("Reconstructions", reconstructions(by_name, images) if images else "<p>None: --images was not given.</p>"),
-        ("Where the configs differ", differences(by_name)),
-        ("How it was run", "".join(
-            f"<details><summary>{escape(name)}</summary>"
-            f"<pre>{escape((run.folder / 'config.yaml').read_text(encoding='utf-8'))}</pre></details>"
-            for name, run in by_name.items()
-        )),
-    ]  # fmt: skip
-    links = "".join(f'<a href="#s{number}">{escape(title)}</a>' for number, (title, _) in enumerate(sections))
-    body = "".join(f'<h2 id="s{n}">{escape(title)}</h2>{content}' for n, (title, content) in enumerate(sections))
-    title = "Report: " + ", ".join(by_name)
+def config_files(runs: Runs) -> str:
+    html = ""
+    for name, run in runs.items():
+        html += f"<details><summary>{escape(name)}</summary><pre>{escape(config_text(run))}</pre></details>"
+    return html
+
+
+def page_of(title: str, sections: list[Section]) -> str:
+    links = body = ""
+    for number, section in enumerate(sections):
+        links += f'<a href="#s{number}">{escape(section.title)}</a>'
+        body += f'<h2 id="s{number}">{escape(section.title)}</h2>{section.html}'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -155,17 +214,37 @@ def report(runs: list[RunFolder], images: list[str], width: int) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
+def report(runs: Runs, images: list[str], width: int) -> str:
+    """The page.
+
+    Args:
+        images: files or folders, to show reconstructed.
+        width: points of the log that a curve's value is the mean of.
+    """
+    sections = [
+        Section("What was run", overview(runs)),
+        Section("Results", results(runs)),
+        Section("Figures", figure_pictures(runs, width)),
+        Section("Reconstructions", reconstructions(runs, images)),
+        Section("Where the configs differ", config_differences(runs)),
+        Section("How it was run", config_files(runs)),
+    ]
+    return page_of("Report: " + ", ".join(runs), sections)
+
+
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="One self-contained HTML file on some runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     parser.add_argument("--images", nargs="+", default=[], help="images or folders of them, to show reconstructed")
     parser.add_argument("--smooth", type=int, default=5, help="points of the log that a curve's value is the mean of")
     arguments = parser.parse_args(argv)
-    page = report([read_run(folder) for folder in arguments.runs], arguments.images, max(1, arguments.smooth))
+    runs = named([read_run(folder) for folder in arguments.runs])
+    page = report(runs, arguments.images, max(1, arguments.smooth))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(page, encoding="utf-8", errors="replace")
     print(f"wrote {arguments.output}: {len(page) / 1e6:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""What a study's YAML asks for: its grid, and the run of each cell with its command line and config."""
+"""What a study's YAML asks for: every run of its grid, with its command line and its config."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from configs.schema import FREE_TO_CHANGE, FinetuneConfig, PretrainConfig, knob
-from scripts.config_diff import differing, read_json, resolved
-from utils.config import build, parse_command_line, read_yaml, show, to_dict
+from configs.schema import FinetuneConfig, PretrainConfig, Problems, knob
+from utils.config import Values, build, keys_affecting, parse_command_line, read_yaml, to_dict, yaml_text
 from utils.errors import UserError
-from utils.run.job import flat
+from utils.run.reading import differing, flat, read_json, resolved_config
 
-# These may change when a run is resumed, but give another result.
-SCORING = {"data.val_resize_size", "data.val_crop_size", "run.select_val_resize_size", "run.use_ema"}
+# A finished run may differ from its plan in these: where it worked, and what it left behind.
+FREE = keys_affecting(PretrainConfig, "nothing") | keys_affecting(FinetuneConfig, "nothing")
+# These a plan may leave open (null or auto). The run then writes the value that it has chosen.
+CHOSEN_BY_THE_RUN = ("train.images_per_device", "train.precision")
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridOptions:
     pretrain: str = knob("", "words of every pretraining's command line")
     finetune: str = knob("", "words of every finetuning's command line")
     pretrain_seeds: tuple[int, ...] = knob((0,), "of each pretraining", low=0)
@@ -32,101 +34,191 @@ class Grid:
 class StudyConfig:
     """The section `study` of a study's YAML; `pretrainings` and `arms` hold command lines under names of your own."""
 
-    study: Grid = Grid()
+    study: GridOptions = GridOptions()
 
-    def problems(self):
-        seeds = ("pretrain_seeds", "finetune_seeds", "scratch_seeds")
-        doubled = [key for key in seeds if len(set(getattr(self.study, key))) < len(getattr(self.study, key))]
-        return [(f"study.{key}", "must not name a seed twice") for key in doubled]
+    def problems(self) -> Problems:
+        problems = []
+        for key in ("pretrain_seeds", "finetune_seeds", "scratch_seeds"):
+            seeds = getattr(self.study, key)
+            if len(set(seeds)) < len(seeds):
+                problems.append((f"study.{key}", "must not name a seed twice"))
+        return problems
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
-    """A run of the study: `entry` with `words`, from the weights of the run it `needs`."""
+class PlannedRun:
+    """A run of the study.
+
+    Args:
+        entry: "pretrain.py" or "finetune.py".
+        words: of its command line.
+        needs: the pretraining whose weights it starts from.
+    """
 
     entry: str
     folder: Path
     words: list[str]
     config: PretrainConfig | FinetuneConfig
-    needs: "Planned | None"
+    needs: "PlannedRun | None"
 
     def finished(self) -> bool:
         """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
         if not (self.folder / "result.json").is_file():
             return False
-        changed = changes(self.folder, self.config, self.needs is None)
+        free = FREE
+        if self.needs is None:  # else its weights are those of a run of the study, wherever that lies
+            free = FREE - {"run.weights"}
+        changed = changes(self.folder, self.config, free)
         if self.needs:
-            pretraining = changes(self.folder / "pretraining.yaml", self.needs.config, False)
-            changed |= {f"pretraining's {key}": pair for key, pair in pretraining.items()}
+            pretraining = changes(self.folder / "pretraining.yaml", self.needs.config, FREE)
+            for key, pair in pretraining.items():
+                changed[f"pretraining's {key}"] = pair
         if changed:
-            listed = "; ".join(f"{key}: {show(before)} -> {show(now)}" for key, (before, now) in changed.items())
-            remedy = "take the change back, or remove this folder, or give another --output-dir"
-            raise UserError(f"{self.folder}: finished with another config than the study's ({listed}); {remedy}")
+            differences = "; ".join(
+                f"{key}: {yaml_text(before)} -> {yaml_text(now)}" for key, (before, now) in changed.items()
+            )
+            raise UserError(
+                f"{self.folder}: finished with another config than the study's ({differences}); "
+                "take the change back, or remove this folder, or give another --output-dir"
+            )
         return True
 
     def seconds(self) -> float | None:
-        """What the run took; None if it has not finished, or was resumed, so that its last part alone was timed."""
+        """How long the run took. None: it has not finished, or was resumed, so that only its last part was timed."""
         result = read_json(self.folder / "result.json")
-        return None if result.get("resumed") else result.get("seconds")
+        if result.get("resumed"):
+            return None
+        return result.get("seconds")
 
 
-def changes(path: Path, config, weights: bool) -> dict[str, tuple]:
-    """The keys that matter in which a finished run differs from its plan; what the plan leaves open it may settle."""
-    planned, free = flat(to_dict(config)), FREE_TO_CHANGE - SCORING - ({"run.weights"} if weights else set())
-    open_keys = {key for key in ("train.images_per_device", "train.precision") if planned[key] in (None, "auto")}
-    found = differing(resolved(str(path)), planned)
-    return {key: pair for key, pair in found.items() if key not in free | open_keys}
+def changes(path: Path, config: PretrainConfig | FinetuneConfig, free: frozenset[str]) -> dict[str, tuple]:
+    """The keys in which a finished run differs from its plan, as key -> (before, planned).
+
+    Args:
+        path: the run's folder, or a YAML file with its config.
+        config: as planned.
+        free: keys that may differ.
+    """
+    planned = flat(to_dict(config))
+    changed = differing(resolved_config(str(path)), planned)
+    for key in free & changed.keys():
+        del changed[key]
+    for key in CHOSEN_BY_THE_RUN:
+        if planned[key] in (None, "auto"):
+            changed.pop(key, None)
+    return changed
 
 
-def read_study(path: str, output: Path) -> tuple[Grid, list[Planned]]:
-    """Settings and runs, each pretraining before its finetunings. Raises: UserError naming the key that is wrong."""
-    values, named = read_yaml(path), {"pretrainings": {}, "arms": {}}
-    for section, texts in named.items():
-        for key in [key for key in values if key.startswith(f"{section}.")]:
-            texts[key.removeprefix(f"{section}.")] = values.pop(key)[0]
-    grid = build(StudyConfig, values).study
-    check(bool(named["arms"]), path, "arms", "must name at least one arm")
-    for name, words in named["pretrainings"].items():
-        check(isinstance(words, str), path, f"pretrainings.{name}", "must be words of pretrain.py's command line")
-    for name, arm in named["arms"].items():
-        good = isinstance(arm, dict) and arm.keys() <= {"pretraining", "finetune"} and "/" not in name
-        good = good and all(isinstance(value, str) for value in arm.values())
-        check(good, path, f"arms.{name}", "must hold `finetune: words`, and `pretraining: NAME` unless it has none")
-        known = arm.get("pretraining") in (None, *named["pretrainings"])
-        check(known, path, f"arms.{name}.pretraining", f"must be one of {', '.join(named['pretrainings']) or 'none'}")
-    used = {arm.get("pretraining") for arm in named["arms"].values()}
-    check(used - {None} == set(named["pretrainings"]), path, "pretrainings", "one is used by no arm; remove it")
-    check(set(grid.baseline) <= set(named["arms"]), path, "study.baseline", "must name arms")
+@dataclass
+class Study:
+    """A study as its YAML states it.
 
-    def finetuning(name: str, folder: str, seed: int, needs: Planned | None = None) -> Planned:
-        words = f"{grid.finetune} {named['arms'][name].get('finetune', '')} run.seed={seed}"
-        return planned(path, f"arms.{name}", "finetune.py", output / "finetune" / name / folder, words, needs)
+    Args:
+        path: of the YAML, for errors.
+        output: the folder for all runs.
+        pretrainings: name -> words of pretrain.py's command line.
+        arms: name -> "finetune": words of finetune.py's command line, and "pretraining": one of these names.
+    """
 
-    runs = []
-    for p in grid.pretrain_seeds if named["pretrainings"] else ():
+    path: str
+    output: Path
+    grid: GridOptions
+    pretrainings: dict[str, Any]
+    arms: dict[str, Any]
+    runs: list[PlannedRun] = field(default_factory=list)  # each pretraining before its finetunings
+
+    def check(self, good: bool, key: str, problem: str) -> None:
+        if not good:
+            raise UserError(f"{self.path}: {key}: {problem}")
+
+    def check_names(self) -> None:
+        """Raises: UserError if pretrainings and arms do not fit together."""
+        self.check(bool(self.arms), "arms", "must name at least one arm")
+        for name, words in self.pretrainings.items():
+            is_text = isinstance(words, str)
+            self.check(is_text, f"pretrainings.{name}", "must be words of pretrain.py's command line")
+        for name, arm in self.arms.items():
+            problem = "must hold `finetune: words`, and `pretraining: NAME` unless it has none"
+            self.check(is_arm(name, arm), f"arms.{name}", problem)
+            known = ", ".join(self.pretrainings) or "none"
+            if "pretraining" in arm:
+                is_known = arm["pretraining"] in self.pretrainings
+                self.check(is_known, f"arms.{name}.pretraining", f"must be one of {known}")
+        used = {arm["pretraining"] for arm in self.arms.values() if "pretraining" in arm}
+        self.check(used == set(self.pretrainings), "pretrainings", "one is used by no arm; remove it")
+        self.check(set(self.grid.baseline) <= set(self.arms), "study.baseline", "must name arms")
+
+    def plan_runs(self) -> None:
+        """Raises: UserError naming the pretraining or arm whose command line is wrong."""
+        for seed in self.grid.pretrain_seeds:
+            self.plan_pretrainings(seed)
+        for seed in self.grid.scratch_seeds:
+            for name, arm in self.arms.items():
+                if "pretraining" not in arm:
+                    self.runs.append(self.finetuning(name, seed, needs=None, folder=f"f{seed}"))
+
+    def plan_pretrainings(self, seed: int) -> None:
+        """Every pretraining with this seed, and their finetunings."""
         pretrained = {}
-        for name, words in named["pretrainings"].items():
-            text, folder = f"{grid.pretrain} {words} run.seed={p}", output / "pretrain" / name / f"p{p}"
-            pretrained[name] = planned(path, f"pretrainings.{name}", "pretrain.py", folder, text)
-        runs += pretrained.values()
-        for name, arm in named["arms"].items():
-            for seed in (1000 * p + f for f in grid.finetune_seeds if "pretraining" in arm):
-                runs.append(finetuning(name, f"p{p}_f{seed}", seed, pretrained[arm["pretraining"]]))
-    scratch = [name for name, arm in named["arms"].items() if "pretraining" not in arm]
-    runs += [finetuning(name, f"f{seed}", seed) for seed in grid.scratch_seeds for name in scratch]
-    return grid, runs
+        for name, words in self.pretrainings.items():
+            pretrained[name] = self.planned(
+                key=f"pretrainings.{name}",
+                entry="pretrain.py",
+                folder=self.output / "pretrain" / name / f"p{seed}",
+                words=f"{self.grid.pretrain} {words} run.seed={seed}",
+                needs=None,
+            )
+        self.runs += pretrained.values()
+        for name, arm in self.arms.items():
+            if "pretraining" not in arm:
+                continue
+            for number in self.grid.finetune_seeds:
+                finetune_seed = 1000 * seed + number  # so no two finetunings of an arm share their luck
+                needs = pretrained[arm["pretraining"]]
+                self.runs.append(self.finetuning(name, finetune_seed, needs, folder=f"p{seed}_f{finetune_seed}"))
+
+    def finetuning(self, arm: str, seed: int, needs: PlannedRun | None, folder: str) -> PlannedRun:
+        return self.planned(
+            key=f"arms.{arm}",
+            entry="finetune.py",
+            folder=self.output / "finetune" / arm / folder,
+            words=f"{self.grid.finetune} {self.arms[arm].get('finetune', '')} run.seed={seed}",
+            needs=needs,
+        )
+
+    def planned(self, *, key: str, entry: str, folder: Path, words: str, needs: PlannedRun | None) -> PlannedRun:
+        """A run with its config. Raises: UserError naming `key` if the command line is wrong."""
+        command_line = [*shlex.split(words), "--output-dir", str(folder)]
+        if needs:
+            command_line += ["--weights", str(needs.folder / "checkpoints" / "last.pt")]
+        config_class = PretrainConfig if entry == "pretrain.py" else FinetuneConfig
+        try:
+            config = parse_command_line(config_class, command_line, "")
+        except UserError as error:
+            raise UserError(f"{self.path}: {key}: {error}") from error
+        except SystemExit as error:  # argparse has printed what is wrong
+            raise UserError(f"{self.path}: {key}: see above") from error
+        return PlannedRun(entry, folder, command_line, config, needs)
 
 
-def check(good: bool, path: str, key: str, what: str) -> None:
-    if not good:
-        raise UserError(f"{path}: {key}: {what}")
+def is_arm(name: str, arm: object) -> bool:
+    """Whether an arm has a name for a folder, and holds texts under the keys that arms have."""
+    if "/" in name or not isinstance(arm, dict) or not arm.keys() <= {"pretraining", "finetune"}:
+        return False
+    return all(isinstance(value, str) for value in arm.values())
 
 
-def planned(path: str, key: str, entry: str, folder: Path, text: str, needs: Planned | None = None) -> Planned:
-    words = [*shlex.split(text), "--output-dir", str(folder)]
-    words += ["--weights", str(needs.folder / "checkpoints" / "last.pt")] if needs else []
-    try:
-        config = parse_command_line(PretrainConfig if entry == "pretrain.py" else FinetuneConfig, words, "")
-    except (UserError, SystemExit) as error:
-        raise UserError(f"{path}: {key}: {error if isinstance(error, UserError) else 'see above'}") from error
-    return Planned(entry, folder, words, config, needs)
+def taken_section(values: Values, section: str) -> dict[str, Any]:
+    """The keys of one section, taken out of `values`."""
+    keys = [key for key in values if key.startswith(f"{section}.")]
+    return {key.removeprefix(f"{section}."): values.pop(key)[0] for key in keys}
+
+
+def read_study(path: str, output: Path) -> Study:
+    """A study with its runs. Raises: UserError naming the key that is wrong."""
+    values = read_yaml(path)
+    pretrainings, arms = taken_section(values, "pretrainings"), taken_section(values, "arms")
+    study = Study(path, output, build(StudyConfig, values).study, pretrainings, arms)
+    study.check_names()
+    study.plan_runs()
+    return study

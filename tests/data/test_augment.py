@@ -10,7 +10,9 @@ from torchvision.transforms import InterpolationMode, v2
 from data.augment import evaluation_crops, train_transform
 from utils.seeding import keyed_torch
 
-FULL = ((1.0, 1.0), (1.0, 1.0))  # crop_ratio and aspect_ratio of a crop that is the whole of a square image
+WHOLE = {"crop_ratio": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}  # a crop that is the whole of a square image
+USUAL = {"crop_ratio": (0.2, 1.0), "aspect_ratio": (0.75, 4 / 3), "flip_probability": 0.5}
+RAND_AUGMENT = {"rand_augment_ops": 2, "rand_augment_magnitude": 9, "rand_augment_bins": 10}
 
 
 def photo(height, width):
@@ -55,8 +57,15 @@ def test_crops_are_those_of_torchvision_pixel_for_pixel(seed, as_decoded, interp
     theirs = v2.RandomResizedCrop(64, (0.1, 1.0), (0.75, 4 / 3), mode, antialias=True)
     with keyed_torch(seed, "crop"):
         expected = theirs(image)
+    ours = train_transform(
+        crop_size=64,
+        crop_ratio=(0.1, 1.0),
+        aspect_ratio=(0.75, 4 / 3),
+        flip_probability=0.0,
+        interpolation=interpolation,
+    )
     with keyed_torch(seed, "crop"):
-        assert torch.equal(train_transform(64, (0.1, 1.0), (0.75, 4 / 3), 0.0, interpolation)(image), expected)
+        assert torch.equal(ours(image), expected)
 
 
 def test_several_sizes_are_each_as_alone():
@@ -83,15 +92,15 @@ def test_short_side_is_resized_and_the_centre_cropped(height, width):
 @pytest.mark.parametrize("side", [24, 90])
 def test_whole_crop_is_pillows_resize(side, interpolation):
     image = photo(side, side)
-    whole = train_transform(32, *FULL, flip_probability=0, interpolation=interpolation)(image)
+    whole = train_transform(crop_size=32, **WHOLE, flip_probability=0, interpolation=interpolation)(image)
     mode = Image.Resampling[interpolation.upper()]
     assert_close(whole, as_pillow(image).resize((32, 32), mode))
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 36), (500, 20), (8, 8), (1, 1)])
-@pytest.mark.parametrize("augment", [(0, 0, 2), (2, 9, 10)])
-def test_training_crop_has_its_shape(height, width, augment):
-    transform = train_transform(32, (0.2, 1.0), (0.75, 4 / 3), 0.5, rand_augment=augment)
+@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
+def test_training_crop_has_its_shape(height, width, rand_augment):
+    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
     with keyed_torch(0, "test"):
         crop = transform(photo(height, width))
     assert (crop.shape, crop.dtype) == ((3, 32, 32), torch.uint8)
@@ -102,10 +111,10 @@ def drawn(transform, image, *key):
         return transform(image)
 
 
-@pytest.mark.parametrize("augment", [(0, 0, 2), (2, 9, 10)])
-def test_a_function_of_the_key(augment):
+@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
+def test_a_function_of_the_key(rand_augment):
     image = photo(80, 60)
-    transform = train_transform(32, (0.2, 1.0), (0.75, 4 / 3), 0.5, rand_augment=augment)
+    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
     first = [drawn(transform, image, n) for n in range(6)]
     np.random.seed(7)
     torch.rand(3)
@@ -126,7 +135,9 @@ def crop_sides(crop):
 def test_crop_stays_within_area_and_aspect(crop_ratio, aspect_ratio):
     y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
     image = torch.stack([y, x, x]).to(torch.uint8)
-    transform = train_transform(32, crop_ratio, aspect_ratio, 0.5, "bilinear")
+    transform = train_transform(
+        crop_size=32, crop_ratio=crop_ratio, aspect_ratio=aspect_ratio, flip_probability=0.5, interpolation="bilinear"
+    )
     sides = np.array([crop_sides(drawn(transform, image, n).float()) for n in range(150)])
     areas, aspects = sides.prod(1) / 256**2, sides[:, 1] / sides[:, 0]
     low, high = crop_ratio
@@ -137,9 +148,9 @@ def test_crop_stays_within_area_and_aspect(crop_ratio, aspect_ratio):
 
 
 @pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (1.0, 200, 200), (0.5, 75, 125), (0.1, 5, 40)])
-def test_flips_as_often_as_told(probability, least, most):
+def test_flips_as_often_as_asked(probability, least, most):
     image = photo(32, 32)
-    transform = train_transform(32, *FULL, flip_probability=probability)
+    transform = train_transform(crop_size=32, **WHOLE, flip_probability=probability)
     results = [drawn(transform, image, n) for n in range(200)]
     flips = [torch.equal(result, image.flip(-1)) for result in results]
     assert all(flip or torch.equal(result, image) for flip, result in zip(flips, results, strict=True))
@@ -149,11 +160,44 @@ def test_flips_as_often_as_told(probability, least, most):
 def test_rand_augment_is_on_where_asked_and_as_strong_as_asked():
     image = photo(32, 32)
 
-    def change(*augment):
-        transform = train_transform(32, *FULL, flip_probability=0, rand_augment=augment)
+    def change(operations, magnitude, bins):
+        transform = train_transform(
+            crop_size=32,
+            **WHOLE,
+            flip_probability=0,
+            rand_augment_ops=operations,
+            rand_augment_magnitude=magnitude,
+            rand_augment_bins=bins,
+        )
         results = [drawn(transform, image, n).float() for n in range(40)]
         return np.mean([float((result - image).abs().mean()) for result in results])
 
     assert change(0, 9, 10) == 0
     assert 0 < change(1, 2, 10) < change(1, 9, 10) < change(4, 9, 10)
     assert change(1, 9, 31) < change(1, 9, 10)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 5000), (5000, 1), (3, 400)])
+def test_of_a_slim_image_no_more_is_resized_than_the_crop_can_see(height, width, monkeypatch):
+    """Whole, 1 × 5000 pixels would become 235 × 1175000 of three channels."""
+    resized_pixels = []
+    resize = v2.functional.resize
+
+    def noting_resize(image, *arguments, **keywords):
+        resized = resize(image, *arguments, **keywords)
+        resized_pixels.append(resized[0].numel())
+        return resized
+
+    monkeypatch.setattr(v2.functional, "resize", noting_resize)
+    crops = evaluation_crops(photo(height, width), (235,), 224)
+    assert crops.shape == (1, 3, 224, 224)
+    assert resized_pixels == [16 * 235**2]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_slim_images_crop_is_that_of_the_whole(interpolation):
+    image = photo(6, 156)  # 30 columns, which become 200, are cut away on each side
+    whole = v2.functional.resize(image, [40], InterpolationMode(interpolation), antialias=True)
+    crops = evaluation_crops(image, (40,), 32, interpolation)
+    difference = (crops[0].int() - v2.functional.center_crop(whole, [32]).int()).abs()
+    assert difference.max() <= 1

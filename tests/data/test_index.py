@@ -1,4 +1,4 @@
-"""The cache of a folder's index: as good as new listing, and void after any change of the folder."""
+"""The cache of a folder's listing: it gives what a new listing would give, and is not used after any change."""
 
 import os
 import time
@@ -17,10 +17,10 @@ CLASSES = ["ant", "bee"]
 
 @pytest.fixture(autouse=True)
 def small_and_settled(monkeypatch, tmp_path):
-    """Folders of any size and age are cached, in a place of the test's own."""
+    """Folders of any size and age are cached, in a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "CACHED_FROM", 1)
-    monkeypatch.setattr(index, "UNSETTLED", -(10**12))
+    monkeypatch.setattr(index, "MTIME_RESOLUTION_NS", -(10**12))
 
 
 def make(root, files=("ant/1.jpg", "ant/deep/2.jpg", "ant/deep/er/3.png", "bee/4.jpg")):
@@ -85,8 +85,8 @@ def test_other_classes_are_not_taken_from_the_cache(tmp_path):
 
 
 def test_a_folder_that_just_changed_is_not_cached(tmp_path, monkeypatch):
-    """Another change within the resolution of its time would leave no trace."""
-    monkeypatch.setattr(index, "UNSETTLED", 2 * 10**9)
+    """Another change within the resolution of its modification time would leave no trace."""
+    monkeypatch.setattr(index, "MTIME_RESOLUTION_NS", 2 * 10**9)
     root = make(tmp_path / "root")
     listed(root)
     assert cached(root) is None
@@ -122,13 +122,13 @@ def test_a_damaged_cache_is_no_cache(tmp_path_factory, data):
     assert listed(root) == right
 
 
-def test_a_place_that_cannot_be_written_is_told_and_training_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     root = make(tmp_path / "root")
     assert listed(root)[1] == [b"bee/4.jpg"]
-    told = capsys.readouterr().err
-    assert "warning" in told and str(tmp_path / "file") in told and "XDG_CACHE_HOME" in told
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and str(tmp_path / "file") in warning and "XDG_CACHE_HOME" in warning
 
 
 def test_nothing_is_written_into_the_data_folder(tmp_path):

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.support.killing import processes_of
-from tests.support.launch import assert_same_state, endings, mathematics, start, wait_until
+from tests.support.comparing import assert_same_state, mathematics
+from tests.support.killing import wait_until_nothing_is_left
+from tests.support.launch import endings, start, wait_until
 from utils.run.checkpoint import read_checkpoint
 
 MACHINES = {"mfm-one": "10.77.0.1", "mfm-two": "10.77.0.2"}
@@ -21,7 +21,7 @@ MACHINES = {"mfm-one": "10.77.0.1", "mfm-two": "10.77.0.2"}
 def ip(*words: str) -> None:
     ended = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if ended.returncode:
-        pytest.skip(f"no network namespaces here: ip {' '.join(words)}: {ended.stderr.strip()}")
+        pytest.skip(f"needs network namespaces: ip {' '.join(words)}: {ended.stderr.strip()}")
 
 
 @pytest.fixture
@@ -48,28 +48,26 @@ def start_agents(machines: list[str], *words: str) -> list[subprocess.Popen]:
     for number, (machine, name) in enumerate(zip(machines, MACHINES, strict=True)):
         rendezvous = [f"--node_rank={number}", "--nnodes=2", "--master_addr=10.77.0.1", "--master_port=29500"]
         command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc_per_node=1", *words]
-        inside = ["ip", "netns", "exec", machine, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
-        inside = ["taskset", "--cpu-list", str(cores[number % len(cores)]), *inside]  # one thread, as two ranks had
-        agents.append(start([*inside, *command], GLOO_SOCKET_IFNAME="cable"))
+        one_core = ["taskset", "--cpu-list", str(cores[number % len(cores)])]  # one thread, as two ranks had
+        namespace = ["ip", "netns", "exec", machine, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
+        agents.append(start([*one_core, *namespace, *command], GLOO_SOCKET_IFNAME="cable"))
     return agents
 
 
-@pytest.mark.skipif(not shutil.which("ip") or os.getuid() != 0, reason="network namespaces need root and iproute2")
+@pytest.mark.skipif(not shutil.which("ip") or os.getuid() != 0, reason="needs network namespaces: root and iproute2")
 def test_a_machine_that_dies_is_named_and_both_together_finish_the_run(machines, uninterrupted, tmp_path):
-    words, whole = uninterrupted
-    job = ["pretrain.py", *words, "--output-dir", str(tmp_path / "out"), "--resume", "auto"]
+    output = tmp_path / "out"
+    newest = output / "checkpoints/last.pt"
+    job = uninterrupted.job_in(output)
     agents = start_agents(machines, *job)
-    wait_until((tmp_path / "out/checkpoints/last.pt").exists, agents)
+    wait_until(newest.exists, agents)
     agents[1].kill()
-    (code, told), _ = endings(agents)
-    assert code != 0 and re.search(r"\[rank 0\] error: rank 1 on mfm-two did not answer", told), told
-    deadline = time.monotonic() + 30
-    while processes_of(tmp_path / "out") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not processes_of(tmp_path / "out")
-    assert read_checkpoint(tmp_path / "out/checkpoints/last.pt")["step"] < 30
+    (code, printed), _ = endings(agents)
+    assert code != 0 and re.search(r"\[rank 0\] error: rank 1 on mfm-two did not answer", printed), printed
+    wait_until_nothing_is_left(output)
+    assert read_checkpoint(newest)["step"] < uninterrupted.steps
 
-    for code, told in endings(start_agents(machines, *job)):
-        assert code == 0, told
-    assert_same_state(whole / "checkpoints/last.pt", tmp_path / "out/checkpoints/last.pt")
-    assert mathematics(tmp_path / "out") == mathematics(whole)
+    for code, printed in endings(start_agents(machines, *job)):
+        assert code == 0, printed
+    assert_same_state(uninterrupted.output / "checkpoints/last.pt", newest)
+    assert mathematics(output) == mathematics(uninterrupted.output)

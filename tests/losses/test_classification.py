@@ -94,9 +94,9 @@ def test_half_precision_logits_are_computed_in_float32(name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "named"),
     [(("focal", 0.1), "'focal'"), (("bce", 1.0), "1.0"), (("ce", -0.1), "-0.1"), (("BCE",), "'bce' or 'ce'")],
 )
-def test_constructor_refuses(arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_constructor_refuses(arguments, named):
+    with pytest.raises(ValueError, match=named):
         ClassificationLoss(*arguments)

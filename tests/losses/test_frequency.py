@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from losses import frequency
 from losses.frequency import MaskedFrequencyLoss, grayscale
 from models.frequency_filter import FrequencyFilter
-from tests import reference
+from tests.support import reference
 
 QUARTERS = st.integers(1, 60).map(lambda n: n / 4)  # a quarter is never a rounded square root
 GAMMAS, REDUCTIONS, SCOPES = [0.5, 1.0, 2.0], ["image", "batch"], ["removed", "all"]
@@ -186,7 +186,7 @@ def test_unlike_shapes_are_refused(predicted, target, batch, call):
         getattr(MaskedFrequencyLoss(2), call)(torch.zeros(predicted), torch.zeros(target), torch.ones(batch).bool())
 
 
-def test_recipe_a_magnitude_of_normalised_image_and_grey_target():
+def test_coincheung_recipe_magnitude_of_normalised_image_and_grey_target():
     rng = np.random.default_rng(1)
     images, predicted = rng.uniform(size=(4, 3, 224, 224)), rng.normal(size=(4, 1, 224, 224))
     keep_low = np.array([True, False, False, True])
@@ -208,7 +208,7 @@ def test_recipe_a_magnitude_of_normalised_image_and_grey_target():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_recipe_b_clamped_before_normalisation_and_pooled_colour_target():
+def test_authors_recipe_clamped_before_normalisation_and_pooled_colour_target():
     rng = np.random.default_rng(2)
     images, predicted = rng.uniform(size=(4, 3, 224, 224)), rng.normal(size=(4, 3, 224, 224))
     keep_low = np.array([False, True, False, False])
@@ -238,7 +238,7 @@ def test_a_few_images_at_a_time_give_what_all_at_once_give(at_once, reduction, m
     keep_low = torch.arange(7) % 3 == 0
     found = []
     for images in (7, at_once):
-        monkeypatch.setattr(frequency, "VALUES_AT_ONCE", {"cpu": images * predicted[0].numel() + 5})
+        monkeypatch.setattr(frequency, "VALUES_AT_ONCE_ON_CPU", images * predicted[0].numel() + 5)
         leaf = predicted.clone().requires_grad_()
         loss = MaskedFrequencyLoss(3, reduction=reduction)(leaf, target, keep_low)
         loss.backward()

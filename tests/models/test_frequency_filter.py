@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.frequency_filter import FrequencyFilter
-from tests import reference
+from tests.support import reference
 from utils.precision import set_tf32
 
 QUARTERS = st.integers(1, 60).map(lambda n: n / 4)  # a quarter is never a rounded square root

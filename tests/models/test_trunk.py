@@ -1,15 +1,24 @@
-"""The trunk is torchvision's to the last name and bit; the decoder turns each feature into its square of pixels."""
+"""The trunk is torchvision's to the last name and bit, and says what it is: stride, width, names."""
 
-import numpy as np
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from models.trunk import masked_frequency_model, resnet
+from models.mfm import masked_frequency_network
+from models.trunk import TRUNKS, Trunk, make_trunk, trunk_children
 from utils.errors import UserError
+
+
+def resnet(name, num_classes=1000, zero_init=False):
+    return make_trunk(name, num_classes, zero_init).classifier
+
+
+def masked_frequency_model(name, channels, zero_init_last_batch_norm=False):
+    return masked_frequency_network(make_trunk(name, zero_init_last_batch_norm=zero_init_last_batch_norm), channels)
 
 
 def images(height=64, width=32):
@@ -44,30 +53,6 @@ def test_trunk_features_are_torchvisions(name):
         with torch.no_grad():
             torch.testing.assert_close(model[:-1](images()), features(images())["layer4"], rtol=0, atol=0)
     torch.testing.assert_close(model.layer4[-1].bn2.running_var, theirs.layer4[-1].bn2.running_var, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 32), (64, 96)])
-def test_predicts_an_image_of_the_inputs_size(channels, height, width):
-    model = masked_frequency_model("resnet18", channels)
-    assert model(images(height, width)).shape == (2, channels, height, width)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pixel_shuffle_layout(channels):
-    """Pixel (32 i + a, 32 j + b) of channel c is the convolution's channel 1024 c + 32 a + b at (i, j)."""
-    decoder = masked_frequency_model("resnet18", channels).decoder
-    features = torch.randn(2, 512, 2, 3, generator=torch.Generator().manual_seed(1))
-    convolution = next(module for module in decoder.modules() if isinstance(module, nn.Conv2d))
-    with torch.no_grad():
-        output = decoder(features).numpy()
-        flat = F.conv2d(features, convolution.weight, convolution.bias).numpy()
-    assert flat.shape == (2, channels * 1024, 2, 3)
-    i, j, a, b = np.ogrid[0:2, 0:3, 0:32, 0:32]
-    for c in range(channels):
-        np.testing.assert_array_equal(
-            output[:, c][:, 32 * i + a, 32 * j + b], flat[:, 1024 * c + 32 * a + b, i, j], strict=True
-        )
 
 
 def last_batch_norms(model):
@@ -106,4 +91,49 @@ def test_unknown_names_are_told_with_the_known_ones(name):
     assert f"model.name = {name}:" in str(caught.value)
     for known in ("resnet18", "resnet50", "resnet152", "resnext50_32x4d", "wide_resnet50_2"):
         assert known in str(caught.value)
-    assert "vgg" not in str(caught.value).partition("ResNet")[2]
+    assert "vgg" not in str(caught.value).partition("there are")[2]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96)])
+def test_stride_and_width_are_those_of_the_features(name, height, width):
+    trunk = make_trunk(name)
+    with torch.no_grad():
+        features = trunk.module(images(height, width))
+    assert features.shape == (2, trunk.width, height // trunk.stride, width // trunk.stride)
+
+
+def test_trunk_and_classifier_are_the_same_tensors():
+    trunk = make_trunk("resnet18", 3)
+    whole = dict(trunk.classifier.named_parameters())
+    for name, parameter in trunk.module.named_parameters():
+        assert parameter is whole[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_children_are_the_first_parts_of_the_tensors_names(name):
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    children = trunk_children(name)
+    assert torch.equal(torch.rand(1), expected)  # naming them draws no random number
+    assert children == make_trunk(name).children
+    assert {key.split(".")[0] for key in make_trunk(name).module.state_dict()} == {
+        "conv1", "bn1", "layer1", "layer2", "layer3", "layer4",
+    }  # fmt: skip
+    assert {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"} <= children
+    assert not {"fc", "avgpool", "decoder"} & children
+
+
+def test_another_trunk_is_one_row_of_the_table(monkeypatch):
+    """The decoder takes stride and width from it, and its tensors keep their names."""
+
+    def toy(_name, num_classes, _zero_init):
+        module = nn.Sequential(OrderedDict(patches=nn.Conv2d(3, 5, 8, stride=8)))
+        return Trunk(module, stride=8, width=5, classifier=nn.Sequential(module, nn.Linear(5, num_classes)))
+
+    monkeypatch.setitem(TRUNKS, "toy", toy)
+    network = masked_frequency_network(make_trunk("toy"), 3)
+    assert network(images(24, 40)).shape == (2, 3, 24, 40)
+    assert set(network.state_dict()) == {"patches.weight", "patches.bias", "decoder.0.weight", "decoder.0.bias"}
+    assert trunk_children("toy") == {"patches"}

@@ -1,21 +1,35 @@
 """check_data finds every image that training would stop at, and no other."""
 
+from __future__ import annotations
+
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.test_faults_files import BAD
 
 from scripts import check_data
 from tests.support.helpers import image_folder
 from utils.errors import UserError
 
-LEFT = {name: spoil for name, (spoil, _) in BAD.items() if name not in ("vanished", "a folder")}  # there for the index
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {  # what is done to an image, and what its finding says
+    "zero bytes": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "half a PNG": (halve, "not a readable image"),
+    "random bytes": (lambda path: path.write_bytes(os.urandom(3000)), "not a readable image"),
+    "HTML": (lambda path: path.write_text("<!DOCTYPE html><p>404</p>"), "not a readable image"),
+}
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path: Path) -> Path:
+    """A folder with 16 images in train/ and 4 in val/."""
     image_folder(tmp_path / "images/train", per_class=8)
     image_folder(tmp_path / "images/val", per_class=2, seed=1)
     return tmp_path / "images"
@@ -29,17 +43,18 @@ def test_a_sound_data_set_has_no_findings(images, capsys):
 
 
 def test_every_bad_image_is_found_and_named_and_no_other(images, tmp_path, capsys):
-    spoiled = {}
-    for number, (name, spoil) in enumerate(LEFT.items()):
+    sentences = {}
+    for number, (damage, sentence) in enumerate(DAMAGES.values()):
         path = images / "train" / ("ant" if number % 2 else "bee") / f"{number}.png"
-        spoil(path)
-        spoiled[str(path)] = BAD[name][1]
+        damage(path)
+        sentences[str(path)] = sentence
     assert check_data.main([str(images), "--workers", "2", "--report", str(tmp_path / "report.json")]) == 1
-    told = json.loads((tmp_path / "report.json").read_text())
-    assert {line.partition(": ")[0] for line in told["findings"]} == spoiled.keys()
-    for line in told["findings"]:
-        assert spoiled[line.partition(": ")[0]] in line and line in capsys.readouterr().out + line
-    assert told["notes"] == {}
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {finding.partition(": ")[0] for finding in report["findings"]} == sentences.keys()
+    for finding in report["findings"]:
+        assert sentences[finding.partition(": ")[0]] in finding and finding in printed
+    assert report["notes"] == {}
 
 
 def test_only_the_first_findings_are_printed_and_all_are_counted(images, monkeypatch, capsys):
@@ -83,13 +98,12 @@ def test_a_folder_that_cannot_be_checked_is_an_error(tmp_path):
         check_data.main([str(tmp_path), "--workers", "0"])
 
 
-def die(path):
-    import os
-
+def die(_path: str) -> None:
     os.kill(os.getpid(), 9)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="kills a process as Linux does")
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: a process is killed as it does")
 def test_a_killed_checking_process_is_told_of(images, monkeypatch):
     monkeypatch.setattr(check_data, "check_image", die)
     with pytest.raises(UserError, match=r"a checking process was killed \(DataLoader worker .*\); lower --workers"):

@@ -1,19 +1,27 @@
-"""What several test files need."""
+"""Images for the tests."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def image_folder(root, classes=("ant", "bee"), per_class=4, size=(40, 36), seed=0):
+def image_folder(
+    root: str | Path,
+    classes: Sequence[str] = ("ant", "bee"),
+    per_class: int = 4,
+    size: tuple[int, int] = (40, 36),
+    seed: int = 0,
+) -> Path:
     """Write root/<class>/<n>.png with random pixels, `size` wide and high; returns root."""
-    pixels = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     for name in classes:
         folder = Path(root) / name
         folder.mkdir(parents=True)
         for number in range(per_class):
-            Image.fromarray(pixels.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
-                folder / f"{number}.png"
-            )
+            pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
     return Path(root)

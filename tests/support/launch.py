@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-from tests.support.killing import STATE, TIMES, unequal
-from utils.run.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -30,18 +28,26 @@ def overriding(words: list[str], *more: str) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in keys] + list(more)
 
 
-def start_torchrun(ranks: int, entry: str, *words: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
-    """`torchrun --nproc_per_node=ranks entry words`, its output in one pipe; `launch`: more words for torchrun."""
-    where = launch if "--nnodes=2" in launch else ("--standalone", *launch)
-    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc_per_node={ranks}", entry, *words]
-    return start(command)
+def small_run(entry: list[str], data_path: Path, output: Path, *more: str) -> list[str]:
+    """The words of one epoch in batches of 8, of two micro-batches, without pictures; `entry`: PRETRAIN or FINETUNE."""
+    size = ["--batch-size", "8", "train.images_per_device=4", "schedule.epochs=1", "logging.pictures_every_steps=null"]
+    return overriding([*entry, *size, "--data-path", str(data_path), "--output-dir", str(output)], *more)
 
 
-def start(command: list[str], **environment: str) -> subprocess.Popen:
+def torchrun_command(ranks: int, entry: str, *words: str, launch: tuple[str, ...] = ()) -> list[str]:
+    """`torchrun --standalone --nproc_per_node=ranks entry words`; `launch`: more words for torchrun."""
+    torchrun_words = ["--standalone", *launch, f"--nproc_per_node={ranks}"]
+    return [sys.executable, "-m", "torch.distributed.run", *torchrun_words, entry, *words]
+
+
+def start(command: list[str], console: int = subprocess.PIPE, **environment: str) -> subprocess.Popen:
+    """A process in the repository's root; what it prints goes to `console`, a pipe or an open file."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=console, stderr=subprocess.STDOUT)
+
+
+def start_torchrun(ranks: int, entry: str, *words: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
+    return start(torchrun_command(ranks, entry, *words, launch=launch))
 
 
 def torchrun(ranks: int, entry: str, *words: str) -> tuple[int, str]:
@@ -64,11 +70,11 @@ def start_ranks(ranks: int, entry: str, *words: str) -> list[subprocess.Popen]:
 
 def endings(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     """Exit code and output of each, once all have ended."""
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def wait_until(condition, processes: list[subprocess.Popen], seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], object], processes: list[subprocess.Popen], seconds: float = 90) -> None:
     """Until it holds; an error with their output if a process ends before, or it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -79,15 +85,16 @@ def wait_until(condition, processes: list[subprocess.Popen], seconds: float = 90
         time.sleep(0.002)
 
 
-def log_lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+@dataclass(frozen=True)
+class SharedRun:
+    """A finished pretraining that many tests compare with: the words that start it elsewhere, its folder, its size."""
 
+    words: list[str]
+    output: Path
+    ranks: int
+    workers: int  # of each rank
+    steps: int
 
-def assert_same_state(expected: Path, got: Path) -> None:
-    """Weights, moments, averages and step of two checkpoints agree bit for bit."""
-    one, other = ({key: read_checkpoint(path)[key] for key in STATE} for path in (expected, got))
-    assert unequal(one, other) == []
-
-
-def mathematics(output: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in log_lines(output)]
+    def job_in(self, output: Path) -> list[str]:
+        """Entry file and words of the same run in another folder: start it there, or continue it."""
+        return ["pretrain.py", *self.words, "--output-dir", str(output), "--resume", "auto"]

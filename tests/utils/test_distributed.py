@@ -1,4 +1,4 @@
-"""How an entry point ends."""
+"""How an entry point ends, and what it says about failures that are no fault of the code."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from utils import distributed
 
 PROGRAM = """
 import sys, torch
-from data.samples import batch_loader
+from data.loader import batch_loader
 from utils.distributed import run_entry
 from utils.errors import UserError
 
@@ -30,7 +30,7 @@ run_entry(main, sys.argv[1:])
 
 
 @pytest.mark.parametrize(
-    "how, code, told",
+    ("how", "code", "message"),
     [
         ("interrupt", 1, "KeyboardInterrupt"),
         ("exit", 1, "why"),
@@ -38,35 +38,39 @@ run_entry(main, sys.argv[1:])
         ("other", 1, "ValueError: why"),
     ],
 )
-def test_an_entry_point_ends_whatever_happens_while_loader_workers_live(how, code, told):
+def test_an_entry_point_ends_whatever_happens_while_loader_workers_live(how, code, message):
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.returncode == code and told in ended.stderr
+    assert ended.returncode == code and message in ended.stderr
     assert ("Traceback" in ended.stderr) == (how in ("interrupt", "other"))
 
 
 class Store:
-    """A job's store in which some ranks have told of their failure, or which is gone."""
+    """A job's store. Some ranks have reported their failure in it, or the machine that holds it is gone."""
 
     def __init__(self, failed, gone=False):
-        self.kept, self.gone = {f"failed {rank}": b"" for rank in failed}, gone
-        self.kept |= {f"host {rank}": f"machine-{rank}".encode() for rank in range(3)}
+        self.gone = gone
+        self.content = {}
+        for rank in failed:
+            self.content[f"failed {rank}"] = b""
+        for rank in range(3):
+            self.content[f"host {rank}"] = f"machine-{rank}".encode()
 
     def set(self, key, value):
         if self.gone:
             raise torch.distributed.DistNetworkError("failed to recv, got 0 bytes")
-        self.kept[key] = value
+        self.content[key] = value
 
     def get(self, key):
-        return self.kept[key]
+        return self.content[key]
 
     def check(self, keys):
-        return all(key in self.kept for key in keys)
+        return all(key in self.content for key in keys)
 
 
 @pytest.mark.parametrize(
-    ("failed", "gone", "told"),
+    ("failed", "gone", "message"),
     [
         ([], False, "rank 1 on machine-1, rank 2 on machine-2 did not answer (Timed out waiting 6000ms"),
         ([2], False, "rank 1 on machine-1 did not answer (Timed out"),
@@ -74,11 +78,13 @@ class Store:
         ([], True, "lost the machine of rank 0, or the network to it (Timed out"),
     ],
 )
-def test_ranks_that_do_not_notice_the_failure_are_named(failed, gone, told, monkeypatch):
+def test_ranks_that_never_report_the_failure_are_named(failed, gone, message, monkeypatch):
     monkeypatch.setattr(distributed, "SECONDS_TO_NOTICE", 0)
-    monkeypatch.setattr(distributed, "JOB", {"rank": 0, "size": 3, "store": Store(failed, gone)})
+    job = distributed.RankStore(rank=0, size=3, store=Store(failed, gone))
+    monkeypatch.setattr(distributed, "rank_store", job)
     error = RuntimeError("Timed out waiting 6000ms for recv operation to complete\nat gloo/transport.cc")
-    assert distributed.explain(error).startswith(told) and distributed.explain(error).endswith("--resume auto")
+    explanation = distributed.explain(error)
+    assert explanation.startswith(message) and explanation.endswith("--resume auto")
     assert distributed.explain(RuntimeError("shapes differ")) is None
 
 
@@ -87,20 +93,20 @@ def test_without_other_ranks_a_runtime_error_is_a_fault_of_the_code():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "remedy"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "Lower train.images_per_device"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \n"), "lower data.workers"),
         (RuntimeError("DataLoader timed out after 60 seconds"), "a loader worker ended or hangs"),
-        (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied; mend that"),
+        (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied; fix this"),
     ],
 )
-def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, told):
+def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, remedy):
     text = distributed.explain(error)
-    assert told in text and "\n" not in text
+    assert remedy in text and "\n" not in text
 
 
-def test_a_killed_loader_worker_is_told_of():
+def test_a_killed_loader_worker_is_explained():
     """For real: the worker kills itself as the kernel would."""
     program = PROGRAM.replace("return torch.zeros(3, 8, 8), 0", "import os; os.kill(os.getpid(), 9)")
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures, against slow loops over the full spectrum, and that pictures hold them."""
+"""The numbers behind the pictures, against slow loops over the full spectrum, and the sheet that holds pictures."""
 
 import math
 
@@ -9,19 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.normalize import Normalizer, unit_float
-from utils.pictures import (
-    BLUE,
-    combined,
-    confusion_picture,
-    curves,
-    eight_bit,
-    log_magnitude,
-    psnr,
-    radial_error,
-    radial_mean,
-    sheet,
-    short,
-)
+from utils.pictures import combined, eight_bit, log_magnitude, psnr, radial_error, radial_mean, sheet, shorten
 from utils.spectrum import kept_when_low
 
 HOSTILE = ["<script>alert(1)", "a'b\"c", "x" * 255, "雪 Ёлка مرحبا", "$x_1^$ |b|\n*c*", "_hidden", "\udcff"]
@@ -37,15 +25,15 @@ def distances(side: int) -> np.ndarray:
 def test_radial_error_is_the_mean_over_rings_of_the_full_spectrum(side):
     torch.manual_seed(0)
     predicted, target = torch.rand(2, 3, side, side), torch.rand(2, 3, side, side)
-    found = radial_error(predicted, target)
+    errors = radial_error(predicted, target)
     error = np.abs(np.fft.fft2(predicted.double().numpy() - target.double().numpy(), norm="ortho"))
     level = np.abs(np.fft.fft2(target.double().numpy(), norm="ortho"))
     ring = np.floor(distances(side))
-    assert len(found["error"]) == ring.max() + 1
+    assert len(errors["error"]) == ring.max() + 1
     for radius in range(int(ring.max()) + 1):
         mean, of_target = (spectrum[..., ring == radius].mean() for spectrum in (error, level))
-        assert found["error"][radius].item() == pytest.approx(mean, rel=1e-5)
-        assert found["relative"][radius].item() == pytest.approx(mean / of_target, rel=1e-5)
+        assert errors["error"][radius].item() == pytest.approx(mean, rel=1e-5)
+        assert errors["relative"][radius].item() == pytest.approx(mean / of_target, rel=1e-5)
 
 
 def test_a_wave_is_in_the_ring_of_its_radius_and_nowhere_else():
@@ -104,43 +92,29 @@ def test_log_magnitude_is_centred_and_has_fixed_decades():
     assert log_magnitude(flat / 100)[0, 0, 16, 16] == 128  # two of four decades below
 
 
-def test_a_sheet_holds_its_tiles_enlarged_by_whole_pixels():
-    tiles = torch.randint(0, 256, (2, 3, 48, 50), dtype=torch.uint8)
-    found = sheet({"one": tiles, **{name: tiles for name in HOSTILE}})
-    assert found.shape == (3, 22 + 2 * (3 * 48 + 4) - 4, (1 + len(HOSTILE)) * (150 + 4) - 4)
-    second = found[:, 22 + 148 : 22 + 148 + 144, 154:304]
-    assert torch.equal(second, tiles[1].repeat_interleave(3, 1).repeat_interleave(3, 2))
+def test_a_sheet_has_a_row_for_each_image_and_a_column_for_each_tensor():
+    left, right = torch.randint(0, 255, (2, 2, 3, 48, 50), dtype=torch.uint8)
+    picture = sheet([left, right])
+    height, width, gap = 3 * 48, 3 * 50, 4  # 3 is the smallest factor that makes 50 pixels at least 128
+    assert picture.shape == (3, 2 * height + 3 * gap, 2 * width + 3 * gap) and picture.dtype == torch.uint8
+    white = torch.full_like(picture, 255)
+    for row, top in enumerate((gap, height + 2 * gap)):
+        for images, start in ((left, gap), (right, width + 2 * gap)):
+            tile = picture[:, top : top + height, start : start + width]
+            assert torch.equal(tile, images[row][:, torch.arange(height) // 3][:, :, torch.arange(width) // 3])
+            white[:, top : top + height, start : start + width] = tile
+    assert torch.equal(picture, white)  # the gaps
 
 
-def rows_of(picture: torch.Tensor, colour: tuple) -> set[int]:
-    return set((picture == torch.tensor(colour)[:, None, None]).all(0).nonzero()[:, 0].tolist())
-
-
-def test_a_curve_is_drawn_at_the_height_of_its_value():
-    blue = rows_of(curves({"a": torch.full((20,), 0.1), "b": torch.full((20,), 10.0)}, "", 5), BLUE)
-    # The axis goes from 0.1 (row 280) to 100 (row 34); the name stands at the top.
-    assert {280} <= blue and not blue & set(range(60, 278))
-    with_gap = curves({"a": torch.tensor([1, math.nan, 0.0, math.inf]), "b": torch.ones(4)}, "", 1)
-    assert with_gap.shape == (3, 330, 520)
-
-
-@pytest.mark.parametrize("number", [len(HOSTILE), 100])
-def test_confusion_picture_shades_the_share_of_each_row(number):
-    counts = torch.diag(torch.arange(number)) * 3
-    counts[2] = 0
-    counts[2, 0] = counts[2, 1] = 4
-    picture = confusion_picture(counts, (HOSTILE * 15)[:number])
-    cell = max(8, min(44, 800 // number))
-
-    def corner(row, column):
-        return tuple(picture[:, 50 + cell * row + 1, 170 + cell * column + 1].tolist())
-
-    assert corner(1, 1) == BLUE and corner(3, 3) == BLUE
-    assert corner(0, 0) == corner(1, 0) == (255, 255, 255)  # a class without images; no confusion
-    assert corner(2, 0) == corner(2, 1) == tuple(int(255 - (255 - c) / 2) for c in BLUE)
+@pytest.mark.parametrize("width, drawn", [(127, 254), (128, 128), (200, 200)])
+def test_a_sheet_enlarges_only_images_narrower_than_128_pixels(width, drawn):
+    images = torch.zeros(1, 3, 8, width, dtype=torch.uint8)
+    assert sheet([images, images]).shape[2] == 2 * drawn + 3 * 4
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_shortened_to_what_can_be_drawn(name):
-    assert len(short(name, 12)) <= 12 and short(name, 12).encode() and "\n" not in short(name, 12)
-    assert short("dress", 12) == "dress" and short("abcdefghijklmnop", 8) == "abc..nop"
+    short = shorten(name, 12)
+    assert 1 <= len(short) <= 12 and "\n" not in short
+    short.encode("utf-8")  # no lone surrogate is left
+    assert shorten("abcdefghijkl", 12) == "abcdefghijkl" and shorten("abcdefghijklmnop", 8) == "abc..nop"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.distributed import missing_kernels
-from utils.precision import choose_precision, set_numerics
+from utils.precision import choose_precision, exact_float32, set_numerics, set_tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -45,10 +45,11 @@ def test_auto_on_a_cpu_is_bfloat16_where_native():
 @pytest.fixture
 def numerics():
     """Puts the process-wide switches back."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    tf32, benchmark = cudnn.allow_tf32, cudnn.benchmark
     yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+    torch.set_float32_matmul_precision(matmul)
+    cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
     torch.use_deterministic_algorithms(False)
 
 
@@ -104,8 +105,18 @@ def test_wheels_that_fit(capability, wheel):
         ((12, 0), WHEEL_2_7, "torch==2.10.0 torchvision==0.25.0"),
     ],
 )
-def test_wheels_that_do_not_fit_are_told_with_the_one_that_does(capability, wheel, pin):
-    told = missing_kernels(capability, wheel)
-    assert told.endswith(f"pip install {pin}")
-    assert f"compute capability {capability[0]}.{capability[1]}" in told
-    assert all(text in told for text in (torch.__version__, *wheel))
+def test_wheels_that_do_not_fit_are_named_with_the_one_that_does(capability, wheel, pin):
+    problem = missing_kernels(capability, wheel)
+    assert problem.endswith(f"pip install {pin}")
+    assert f"compute capability {capability[0]}.{capability[1]}" in problem
+    assert all(text in problem for text in (torch.__version__, *wheel))
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_exact_float32_switches_tf32_off_and_back(numerics, tf32):
+    set_tf32(tf32)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with pytest.raises(ZeroDivisionError), exact_float32():
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+        raise ZeroDivisionError
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

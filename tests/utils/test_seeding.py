@@ -107,5 +107,54 @@ def test_numpys_and_pythons_own_streams_are_left_alone():
     [((0, "order", 1), [16767603, 2808022884]), ((2**40, "augmentation", 1, 2), [192868634, 1632292805])],
 )
 def test_hashes_stay_what_they_are(key, recorded):
-    """Another hash would make another run of every one that is resumed."""
+    """Another hash would turn every resumed run into another one."""
     assert keyed_sequence(*key).generate_state(2).tolist() == recorded
+
+
+@pytest.mark.parametrize(
+    ("key", "seed", "first_numbers"),
+    [
+        ((0, "order", 1), 6030183226608184633, [1509765228, 2142199336]),
+        ((2**40, "augmentation", 1, 2), 3505322107581986957, [157629888, 442019034]),
+    ],
+)
+def test_torchs_numbers_stay_what_they_are(key, seed, first_numbers):
+    """Other numbers would give every resumed run another initialisation, other crops and other mixing."""
+    with keyed_torch(*key):
+        assert torch.initial_seed() == seed
+        assert torch.randint(2**31, (2,)).tolist() == first_numbers
+
+
+@pytest.fixture
+def gpu_generators(monkeypatch):
+    """Stand-ins for the default generators of two GPUs, the second of which is the current one."""
+    generators = (torch.Generator(), torch.Generator())
+    for number, generator in enumerate(generators):
+        generator.manual_seed(100 + number)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    return generators
+
+
+@pytest.mark.parametrize(
+    ("device", "number"), [(torch.device("cuda", 0), 0), (torch.device("cuda", 1), 1), (torch.device("cuda"), 1)]
+)
+def test_a_gpus_generator_is_seeded_alike_and_given_back(gpu_generators, device, number):
+    before = [generator.get_state() for generator in gpu_generators]
+    with keyed_torch(*KEY, device=device):
+        assert gpu_generators[number].initial_seed() == torch.initial_seed()
+        assert torch.equal(torch.rand(3, generator=gpu_generators[number]), torch.rand(3))
+        assert torch.equal(gpu_generators[1 - number].get_state(), before[1 - number])
+    for generator, state in zip(gpu_generators, before, strict=True):
+        assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_a_cpu_run_seeds_the_cpus_generator_alone_with_the_same_numbers(gpu_generators, device):
+    before = [generator.get_state() for generator in gpu_generators]
+    with keyed_torch(*KEY, device=device):
+        for generator, state in zip(gpu_generators, before, strict=True):
+            assert torch.equal(generator.get_state(), state)
+        numbers = torch.randint(2**62, (3,)).tolist()
+    assert tuple(numbers) == torch_stream(KEY)

@@ -15,7 +15,8 @@ import torch
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
 
-# Beside the weights in files of the public codes: A's command line, and B's settings, read as the plain dict they are.
+# Besides tensors, two classes may be unpickled, because the public codes' checkpoints contain them: argparse.Namespace
+# (CoinCheung/MFM), and yacs CfgNode (the authors' code), which is read as an OrderedDict, so that no code of yacs runs.
 HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
@@ -28,11 +29,13 @@ class Checkpoints:
         self.folder, self.keep, self.on_save_error = folder, keep, on_save_error
         self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
         self.last_saved = time.monotonic()
+        self.saved_step: int | None = None  # by this process
 
     def due(self, step: int) -> bool:
         """Whether to save after `step` completed steps."""
-        by_count = self.every_steps is not None and step % self.every_steps == 0
-        return by_count or time.monotonic() - self.last_saved >= self.every_seconds
+        if self.every_steps is not None and step % self.every_steps == 0:
+            return True
+        return time.monotonic() - self.last_saved >= self.every_seconds
 
     def save(self, step: int, content: dict) -> Path:
         """Write `content` as the checkpoint after `step` completed steps; an existing one of that step is replaced.
@@ -44,28 +47,33 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
             self.point_last_at(path)
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError about positions
-            raise UserError(f"{path}: cannot be saved ({first_line(error)}); {self.space_for(content)}") from error
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about positions
+            raise UserError(f"{path}: cannot be saved ({first_line(error)}).\n{self.space_for(content)}") from error
+        self.saved_step = step
         for old in self.all()[: -self.keep]:
             if old != path:
                 old.unlink(missing_ok=True)
         return path
 
-    def attempt(self, step: int, content: dict, must: bool) -> str:
-        """Save, and say so; a failure is raised if it `must` be or on_save_error is "stop", else told."""
+    def attempt(self, step: int, content: dict, required: bool) -> str:
+        """Save and return a line for the log.
+
+        If saving fails: raise when `required`, or when on_save_error is "stop"; otherwise return a warning.
+        """
         try:
             path = self.save(step, content)
         except UserError as error:
-            if must or self.on_save_error == "stop":
+            if required or self.on_save_error == "stop":
                 raise
-            return f"warning: {error}; training goes on without it (checkpoint.on_save_error = continue)"
+            return f"warning: {error}\nTraining goes on without it (checkpoint.on_save_error = continue)."
         return f"saved {path} in {time.monotonic() - self.last_saved:.1f} s"
 
     def space_for(self, content: dict) -> str:
-        free, good = shutil.disk_usage(self.folder.parent).free, self.newest()
+        free = shutil.disk_usage(self.folder.parent).free
+        good = self.newest() or "the start: there is no earlier one"
         return (
-            f"{size_of(content):,} bytes needed, {free:,} free; make room (checkpoint.keep = {self.keep} stay) or make "
-            f"the folder writable, and go on with --resume auto from {good or 'the start: there is no earlier one'}"
+            f"{size_of(content):,} bytes needed, {free:,} free. Make room (checkpoint.keep = {self.keep} stay) or make "
+            f"the folder writable, and continue with --resume auto from {good}."
         )
 
     def all(self) -> list[Path]:
@@ -88,15 +96,19 @@ class Checkpoints:
                 self.point_last_at(self.newest() or path)
 
     def newest(self) -> Path | None:
-        return (self.all() or [None])[-1]
+        checkpoints = self.all()
+        return checkpoints[-1] if checkpoints else None
 
 
-def size_of(content) -> int:
+def size_of(content: object) -> int:
     """Bytes of all tensors in nested containers."""
     if isinstance(content, torch.Tensor):
         return content.nbytes
-    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
-    return sum(map(size_of, inside))
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        return sum(size_of(item) for item in content)
+    return 0
 
 
 def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
@@ -106,7 +118,7 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
         foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
     Raises: UserError if the file is missing, damaged (checksums are verified), or holds anything else.
     """
-    refuse_what_shows_at_once(path)
+    reject_non_checkpoints(path)
     damaged = None
     try:
         if foreign and str(path).endswith(".safetensors"):
@@ -114,12 +126,10 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
 
             return load_file(path)
         if not foreign or zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch.load would take a flipped bit for a weight, and leave memory unset for what is marked a folder.
-                folders = "".join(entry.filename for entry in archive.infolist() if entry.external_attr & 16)
-                damaged = archive.testzip() or folders
-        with torch.serialization.safe_globals(HARMLESS):
-            content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+            damaged = damaged_entry(path)
+        if damaged is None:
+            with torch.serialization.safe_globals(HARMLESS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
     except pickle.UnpicklingError as error:
@@ -134,7 +144,21 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
     return content
 
 
-def refuse_what_shows_at_once(path: str | Path) -> None:
+def damaged_entry(path: str | Path) -> str | None:
+    """The name of an entry of the zip file that fails its checksum, or that torch.load would silently leave unset.
+
+    torch.load checks no checksum: it would take a flipped bit for a weight. And where a bit marks an entry as a folder,
+    it would leave the tensor's memory as it was.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.external_attr & 16:
+                return entry.filename
+        return archive.testzip()
+
+
+def reject_non_checkpoints(path: str | Path) -> None:
+    """Raises: UserError on what can be told from the outside: a folder, nothing at all, an empty file, a web page."""
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
     if not os.path.isfile(path):
@@ -144,4 +168,4 @@ def refuse_what_shows_at_once(path: str | Path) -> None:
     if not start:
         raise UserError(f"{path}: empty; copy or download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: a web page, not weights; its address was that of a page about the file, not its own")
+        raise UserError(f"{path}: you downloaded the web page about the file instead of the file itself")

@@ -1,7 +1,8 @@
-"""What a run tells: console with progress or ETA, log.jsonl, TensorBoard. Rank 0 writes; the others sum along."""
+"""What a run tells of its steps: console with progress or ETA, log.jsonl, TensorBoard. Rank 0 writes; all sum."""
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -10,17 +11,22 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from configs.schema import FinetuneConfig, PretrainConfig
 from utils.distributed import World
-from utils.errors import first_line
 from utils.files import write_atomically
+from utils.run.board import Board
+from utils.training.hooks import Every
 from utils.training.step import Metrics
 
+if TYPE_CHECKING:
+    from utils.run.job import Job
+
 LONGEST_WAIT = 0.02  # share of a step's time
+SHOWN = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}  # on the console
 
 try:
     from tqdm import tqdm
@@ -29,87 +35,109 @@ except ImportError:  # optional: plain lines without it
 
 
 class RunLog:
-    """Logs steps of a run.
+    """Counts every step and, every `every_steps`, writes a line: it is a hook of the training loop.
 
     Args:
         folder: where log.jsonl and the TensorBoard events go.
         first_step: completed steps so far; later lines of an earlier attempt are dropped.
-        workers: loader processes of a rank; from the second line on they are told to be too few where they are.
+        batch_size: images of a step, over all ranks.
+        workers: loader processes per rank. From the second line on, a hint is printed if more are needed.
     """
 
     def __init__(
-        self, folder: Path, world: World, every_steps: int, first_step: int, total_steps: int, batch_size: int,
-        workers: int = 0,
+        self, folder: Path, world: World, *, every_steps: int, first_step: int, total_steps: int, steps_per_epoch: int,
+        batch_size: int, workers: int = 0,
     ):  # fmt: skip
-        self.world, self.every_steps, self.total_steps, self.batch_size = world, every_steps, total_steps, batch_size
-        self.workers, self.settled = workers, False
-        self.path, self.last_line, self.unwritten = folder / "log.jsonl", {}, ""
-        self.writer = self.bar = None
+        self.world, self.total_steps, self.steps_per_epoch = world, total_steps, steps_per_epoch
+        self.batch_size, self.workers = batch_size, workers
+        self.every = Every(every_steps, total_steps)
+        self.path = folder / "log.jsonl"
+        self.last_line: dict = {}
+        self.unwritten = ""  # lines that a full disk refused
+        self.bar = None
+        self.board = Board(folder, first_step, active=world.rank == 0, say=self.say)
         if world.rank == 0:
             self.last_line = keep_lines_before(self.path, first_step)
             if tqdm and sys.stderr.isatty():
                 self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
-        self.purge_step = first_step + 1
-        self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
+        self.is_first_line = True
+        self.metrics: Metrics = {}
+        self.learning_rate = 0.0
+        self.start_interval()
 
-    def due(self, step: int) -> bool:
-        return (step + 1) % self.every_steps == 0 or step + 1 == self.total_steps
+    def start_interval(self) -> None:
+        self.interval_start, self.interval_steps, self.waited = time.monotonic(), 0, 0.0
 
-    def step(self, step: int, epoch: int, learning_rate: float, metrics: Metrics, waited: float) -> None:
-        """Count a step; at log intervals, which wait for the device, write its values down.
+    def count(self, learning_rate: float, metrics: Metrics, waited: float) -> None:
+        """Take note of a step.
 
         Args:
-            step: optimizer step, counted from 0; a line's `step` counts completed ones, from 1.
-            metrics: this rank's sums and counts.
+            metrics: this rank's sums and counts, on the device.
             waited: seconds this step waited for the loader.
         """
-        self.steps, self.waited = self.steps + 1, self.waited + waited
-        if self.bar:
+        self.learning_rate, self.metrics = learning_rate, metrics
+        self.interval_steps += 1
+        self.waited += waited
+        if self.bar is not None:
             self.bar.update()
-        if not self.due(step):
-            return
-        sums = [torch.stack(pair).double() for pair in metrics.values()]
-        sums.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=sums[0].device))
-        *found, (waited, ranks) = self.world.sum(torch.stack(sums)).tolist()
-        values = {
-            name: total / count
-            for name, (total, count) in zip(metrics, found, strict=True)
-            if count  # no image of this filter kind in the batch: nothing to say
-        }
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        share = min(waited / ranks / seconds, 0.999)
-        line = {"step": step + 1, "epoch": epoch, **values, "learning_rate": learning_rate}
+
+    def due(self, step: int) -> bool:
+        return self.every.due(step)
+
+    def run(self, step: int) -> None:
+        """Write a line after `step` completed steps. Waits for the device, on all ranks."""
+        values, wait_share = self.over_ranks()
+        seconds = self.interval_seconds()
+        line = {"step": step, "epoch": (step - 1) // self.steps_per_epoch, **values}
         line |= {
-            "images_per_second": self.steps * self.batch_size / seconds,
-            "data_wait_share": share,
-            "workers_needed": workers_needed(self.workers, share) if self.settled else self.workers,
+            "learning_rate": self.learning_rate,
+            "images_per_second": self.interval_steps * self.batch_size / seconds,
+            "data_wait_share": wait_share,
+            "workers_needed": self.workers if self.is_first_line else workers_needed(self.workers, wait_share),
             "peak_memory_gb": peak_memory(self.world.device),
             "time": time.time(),
         }
         self.last_line = line
-        self.write(line, eta=seconds / self.steps * (self.total_steps - step - 1))
-        self.since, self.steps, self.waited, self.settled = time.monotonic(), 0, 0.0, True
+        if self.world.rank == 0:
+            self.write_line(line)
+            for name, value in line.items():
+                if name not in ("step", "epoch", "time"):
+                    self.board.add("scalar", f"train/{name}", value, step)
+            self.show_progress(line, seconds_left=seconds / self.interval_steps * (self.total_steps - step))
+        self.is_first_line = False
+        self.start_interval()
 
-    def write(self, line: dict, eta: float) -> None:
-        if self.world.rank != 0:
-            return
-        self.append(line)
-        plotted = {f"train/{name}": value for name, value in line.items() if name not in ("step", "epoch", "time")}
-        self.show("scalar", plotted, line["step"])
-        shown = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}
-        text = "  ".join(f"{name} {line[name]:{style}}" for name, style in shown.items())
+    def interval_seconds(self) -> float:
+        return max(time.monotonic() - self.interval_start, 1e-9)
+
+    def over_ranks(self) -> tuple[dict[str, float], float]:
+        """The step's values, means over all ranks, and the share of the interval that ranks waited for data."""
+        rows = [torch.stack(pair).double() for pair in self.metrics.values()]
+        rows.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=rows[0].device))
+        *sums, (waited, ranks) = self.world.sum(torch.stack(rows)).tolist()
+        values = {}
+        for name, (total, count) in zip(self.metrics, sums, strict=True):
+            if count:  # no image of this kind of corruption in the batch: nothing to say
+                values[name] = total / count
+        return values, min(waited / ranks / self.interval_seconds(), 0.999)
+
+    def show_progress(self, line: dict, seconds_left: float) -> None:
+        progress = "  ".join(f"{name} {line[name]:{style}}" for name, style in SHOWN.items())
         if line["workers_needed"] > self.workers:
-            text += f" (data.workers {self.workers}: {line['workers_needed']}, on as many cores a rank, would keep up)"
-        if self.bar:
-            self.bar.set_postfix_str(text)
-        else:
-            left = timedelta(seconds=round(eta))
-            self.say(f"step {line['step']}/{self.total_steps}  epoch {line['epoch']}  {text}  eta {left}")
+            needed = line["workers_needed"]
+            progress += f" (data.workers {self.workers}: {needed}, on as many cores a rank, would keep up)"
+        if self.bar is not None:
+            self.bar.set_postfix_str(progress)
+            return
+        eta = timedelta(seconds=round(seconds_left))
+        self.say(f"step {line['step']}/{self.total_steps}  epoch {line['epoch']}  {progress}  eta {eta}")
 
-    def append(self, line: dict) -> None:
-        """A line for log.jsonl. What a full disk refuses is told, kept in memory, and written with a later line."""
-        # NaN is no JSON: the gradient norm of a skipped float16 overflow becomes null.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    def write_line(self, line: dict) -> None:
+        """Append to log.jsonl. What a full disk refuses is kept in memory, and written with a later line."""
+        finite = {}
+        for name, value in line.items():  # NaN is no JSON: the gradient norm of a float16 overflow becomes null
+            is_bad = isinstance(value, float) and not math.isfinite(value)
+            finite[name] = None if is_bad else value
         self.unwritten += json.dumps(finite) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -120,66 +148,64 @@ class RunLog:
             os.truncate(self.path, size)  # no half line
             self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
 
-    def show(self, kind: str, values: dict, step: int) -> None:
-        """To TensorBoard, whose writer, once a full disk refused it, raises for ever and is made anew.
-
-        Args:
-            kind: "scalar", "image" ((3, H, W) uint8), "text" (Markdown), or "tensor" (numbers that it does not show).
-        """
+    def replaced_images(self, step: int, notes_of_ranks: list[list[str]]) -> None:
+        """Images that were unreadable in the step that makes `step` completed ones, and what was used instead."""
         if self.world.rank != 0:
             return
-        try:
-            self.writer = self.writer or SummaryWriter(str(self.path.parent), purge_step=self.purge_step)
-            for name, value in values.items():
-                getattr(self.writer, f"add_{kind}")(name, value, step)
-        except OSError as error:
-            self.writer, self.purge_step = None, step + 1
-            self.say(f"warning: {self.path.parent}: TensorBoard events cannot be written ({error.strerror})")
-
-    @contextlib.contextmanager
-    def drawing(self, step: int):
-        """What fails inside is told and goes no further: no picture is worth the end of a training."""
-        try:
-            yield
-        except Exception as error:
-            self.say(f"warning: step {step}: no pictures ({type(error).__name__}: {first_line(error)})")
-
-    def compare(self, settings: dict[str, float | str], scores: dict[str, float], step: int) -> None:
-        """A row of TensorBoard's HParams tab, in the run's own folder (`add_hparams` would make another)."""
-        self.show("scalar", scores, step)
-        with self.drawing(step):
-            for summary in hparams(settings, scores) if self.writer else ():
-                self.writer.file_writer.add_summary(summary)
-
-    def replaced_images(self, step: int, told: list[str]) -> None:
-        """Images that were unreadable in the step that makes `step` completed ones, and what was taken instead."""
-        for text in told if self.world.rank == 0 else ():
-            self.say(f"step {step}  {text}")
-        if self.world.rank == 0:
-            self.append({"step": step, "replaced_images": len(told), "replaced": told})
-
-    def say(self, text: str) -> None:
-        """A line on the console, from rank 0 only, above the progress bar if there is one."""
-        if self.world.rank == 0:
-            self.bar.write(text) if self.bar else print(text, flush=True)
+        notes = sorted(itertools.chain(*notes_of_ranks))
+        for note in notes:
+            self.say(f"step {step}  {note}")
+        self.write_line({"step": step, "replaced_images": len(notes), "replaced": notes})
 
     def evaluation(self, rows: list[dict], step: int) -> None:
-        """Results after `step` completed steps, as utils.training.evaluation.evaluate gives them."""
-        for row in rows if self.world.rank == 0 else ():
-            names = {
-                f"val/{name}_{row['weights']}_at_{row['val_resize_size']}": name for name in ("top1", "top5", "loss")
-            }
-            self.show("scalar", {long: row[name] for long, name in names.items()}, step)
-            self.say(f"step {step}  {row['weights']} at {row['val_resize_size']}: top-1 {row['top1']:.3f} %")
+        """Results after `step` completed steps, rows of utils.training.evaluation.evaluate with their `weights`."""
+        if self.world.rank != 0:
+            return
+        for row in rows:
+            name, size = row["weights"], row["val_resize_size"]
+            for score in ("top1", "top5", "loss"):
+                self.board.add("scalar", f"val/{score}_{name}_at_{size}", row[score], step)
+            self.say(f"step {step}  {name} at {size}: top-1 {row['top1']:.3f} %")
+
+    def say(self, line: str) -> None:
+        """A line on the console, from rank 0 only, above the progress bar if there is one."""
+        if self.world.rank != 0:
+            return
+        if self.bar is None:
+            print(line, flush=True)
+        else:
+            self.bar.write(line)
+
+    def close_early(self, step: int) -> None:
+        """After a stop on request."""
+        self.say(f"stopped on request after step {step} of {self.total_steps}; continue with --resume auto")
+        self.close()
 
     def close(self) -> None:
-        """Raises: OSError if lines or events could not be written to the end."""
-        if self.writer:
-            self.writer.close()
-        if self.bar:
+        """Raises: OSError if lines could not be written to the end."""
+        self.board.close()
+        if self.bar is not None:
             self.bar.close()
         if self.unwritten:
             raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
+
+
+def open_log(
+    config: PretrainConfig | FinetuneConfig, job: "Job", title: str, *, first_step: int, total_steps: int,
+    steps_per_epoch: int,
+) -> RunLog:  # fmt: skip
+    """The job's log, with a first line on the console that says what is going to be done."""
+    log = RunLog(
+        job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step, total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch, batch_size=config.train.batch_size, workers=job.workers,
+    )  # fmt: skip
+    ranks = "1 rank" if job.world.size == 1 else f"{job.world.size} ranks"
+    precision = str(job.dtype).removeprefix("torch.")
+    log.say(
+        f"{title}; {total_steps} steps of {config.train.batch_size} images, {ranks} on {job.world.device.type}, "
+        f"{precision}"
+    )
+    return log
 
 
 def workers_needed(workers: int, wait_share: float) -> int:
@@ -195,19 +221,24 @@ def workers_needed(workers: int, wait_share: float) -> int:
 
 def peak_memory(device: torch.device) -> float:
     """The most that this process has had in use, in GB of 10^9 bytes, of its GPU, or on a CPU of the machine."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident) / 1e9
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * 1024 / 1e9
 
 
 def keep_lines_before(path: Path, steps: int) -> dict:
-    """Drop the lines of log.jsonl after `steps` completed steps, and one cut short. Returns: the last step kept."""
-    kept, last = [], {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    """Drop the lines of log.jsonl after `steps` completed steps, and one cut short. Returns: the last step's line."""
+    if not path.exists():
+        return {}
+    kept, last = "", {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, LookupError):
             values = json.loads(line)
-            if values["step"] <= steps:
-                kept.append(line + "\n")
-                last = values if "loss" in values else last
-    if path.exists():
-        write_atomically(path, lambda file: file.write("".join(kept).encode()))
+            if values["step"] > steps:
+                continue
+            kept += line + "\n"
+            if "loss" in values:
+                last = values
+    write_atomically(path, lambda file: file.write(kept.encode()))
     return last

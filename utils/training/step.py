@@ -1,10 +1,11 @@
 """One optimizer step, shared by pretraining and finetuning, and the state it works on.
 
-Nothing here waits for the device: a number that is not finite masks its own update out, and is reported later.
+Nothing here waits for the device: a step whose numbers are not finite undoes itself, and is reported later.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,135 +13,220 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
+from utils.seeding import keyed_torch
 from utils.training.evaluation import in_evaluation
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
+# What a micro-batch's random numbers are keyed by. The name is older than dropout's part in it; another would change
+# every finetuning.
+PURPOSE = "mixing"
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count), both scalars on the device
+LossFunction = Callable[..., tuple[torch.Tensor, Metrics]]  # (network, *micro_batch) -> mean loss, further metrics
 
 
-def adamw(
-    model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float, weight_decay_on: str
-) -> torch.optim.AdamW:
-    """Fused AdamW, whose update can be masked on the device (`found_inf`).
+class BadSteps(NamedTuple):
+    """Counts of steps that were not finite: scalars int64 on the device, in the order that a checkpoint has them."""
 
-    Args:
-        weight_decay_on: "all" parameters (public code A), or "matrices": none on biases and other 1-D parameters.
-    """
-    decayed = [p for p in model.parameters() if weight_decay_on == "all" or p.dim() > 1]
-    spared = [p for p in model.parameters() if weight_decay_on != "all" and p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
+    in_a_row: torch.Tensor  # up to now
+    row_start: torch.Tensor  # the first step of that row
+    longest_row: torch.Tensor
+    longest_row_start: torch.Tensor
+    total: torch.Tensor
+
+    def count(self, step: int, bad: torch.Tensor) -> "BadSteps":
+        """With one step more; `bad`, a bool on the device, is not read."""
+        row_start = torch.where(bad & (self.in_a_row == 0), step, self.row_start)
+        in_a_row = (self.in_a_row + 1) * bad
+        longest_row_start = torch.where(in_a_row > self.longest_row, row_start, self.longest_row_start)
+        longest_row = torch.maximum(self.longest_row, in_a_row)
+        return BadSteps(in_a_row, row_start, longest_row, longest_row_start, self.total + bad)
 
 
 class TrainingState:
     """Everything a step changes: model, optimizer, float16's scaler, and the average of the weights if there is one.
 
-    `replica` is `model` behind DistributedDataParallel where there are several ranks. `health` counts, on the device,
-    steps that were not finite: in a row now, the first of those, most in a row, the first of those, in all.
+    Args:
+        model: on its device. `replica` is the same behind DistributedDataParallel where there are several ranks.
+        seed: of the random numbers that are drawn in a forward pass.
+        image_size: side of an image that the model takes, in pixels.
+        clip_grad_norm: largest gradient norm of a step.
+        ema_decay: of the average of the weights, a step.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, dtype: torch.dtype,
-        clip_grad_norm: float | None = None, ema_decay: float | None = None,
+        seed: int = 0, image_size: int = 64, clip_grad_norm: float | None = None, ema_decay: float | None = None,
     ):  # fmt: skip
-        device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         self.model = self.replica = model
+        self.world, self.optimizer, self.dtype, self.seed = world, optimizer, dtype, seed
         if world.size > 1:
             # Running statistics stay each rank's own: rank 0's are the model's, copied once before an evaluation.
             self.replica = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None,
+                model, device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
-            settle_buckets(self.replica, next(model.parameters()))
-        self.optimizer, self.dtype, self.ema_decay = optimizer, dtype, ema_decay
-        self.clip_grad_norm = clip_grad_norm or float("inf")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.average = AveragedModel(model) if ema_decay else None
-        self.health = torch.zeros(5, dtype=torch.int64, device=device)
+            warm_up_ddp_buckets(self.replica, image_size)
+        self.clip_grad_norm = float("inf") if clip_grad_norm is None else clip_grad_norm
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.ema_decay = ema_decay
+        self.average = None if ema_decay is None else AveragedModel(model)
+        self.bad_steps = BadSteps(*torch.zeros(5, dtype=torch.int64, device=self.device))
 
     def state_dict(self) -> dict:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.average.state_dict() if self.average else None,
-            "health": self.health,
+            "ema": None if self.average is None else self.average.state_dict(),
+            "health": torch.stack(self.bad_steps),
         }
 
     def load_state_dict(self, saved: dict) -> None:
         """Take over weights, moments, scale and average; settings such as weight decay stay this run's."""
         self.model.load_state_dict(saved["model"])
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
-        for parameter, moments in self.optimizer.state.items():  # the fused update wants the parameter's memory layout
-            for name in ("exp_avg", "exp_avg_sq"):
-                moments[name] = torch.empty_like(parameter).copy_(moments[name])
+        load_optimizer(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # empty after a run in another precision
             self.scaler.load_state_dict(saved["scaler"])
-        if self.average and saved["ema"]:
+        if self.average is not None and saved["ema"]:
             self.average.load_state_dict(saved["ema"])
-        self.health.copy_(saved.get("health", self.health))
+        if "health" in saved:
+            self.bad_steps = BadSteps(*saved["health"].to(self.device))
 
     def first_bad_step(self) -> int | None:
         """Waits for the device. The first step not finite, if any but a few float16 overflows in a row were."""
-        _, _, in_a_row, first, _ = self.health.tolist()
-        return first if in_a_row > (OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0) else None
+        allowed = OVERFLOWS_IN_A_ROW if self.scaler.is_enabled() else 0
+        length, start = torch.stack([self.bad_steps.longest_row, self.bad_steps.longest_row_start]).tolist()
+        return start if length > allowed else None
 
 
-def settle_buckets(replica: DistributedDataParallel, like: torch.Tensor) -> None:
-    """Have DDP regroup its gradients now, as it does after its first backward pass, on an image that changes nothing.
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Take over a saved optimizer's state, whatever its names; the settings that it was made with stay."""
+    settings = []
+    for group in optimizer.param_groups:
+        settings.append({name: value for name, value in group.items() if name != "params"})
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # Fused updates take for granted that moments have the parameter's memory layout.
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    Else a resumed run would sum its first gradients in another order than one that went on; three ranks show it.
+
+def warm_up_ddp_buckets(replica: DistributedDataParallel, image_size: int) -> None:
+    """DDP rebuilds its gradient buckets after the first backward pass. Have it do so on a black image.
+
+    So a resumed run sums its gradients in the same order as one that was never interrupted; from three ranks on the
+    order shows.
     """
+    weight = next(replica.parameters())
     with in_evaluation(replica):
-        replica(torch.zeros(1, 3, 64, 64, dtype=like.dtype, device=like.device)).sum().backward()
+        image = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+        replica(image).sum().backward()
     replica.zero_grad(set_to_none=True)
 
 
 def training_step(
-    state: TrainingState, step: int, learning_rate: float, micro_batches: list,
-    loss_of: Callable[..., tuple[torch.Tensor, Metrics]],
+    state: TrainingState, step: int, learning_rate: float, micro_batches: Sequence[Sequence[torch.Tensor]],
+    loss_of: LossFunction,
 ) -> Metrics:  # fmt: skip
     """One update from this rank's micro-batches; the gradient is the mean over all ranks' micro-batches.
 
     Args:
-        micro_batches: on the device, each handed to `loss_of(replica, step, turn, *micro_batch)`, which returns the
-            mean loss of the micro-batch and further metrics to log.
+        step: number of the step, counted from 0.
+        micro_batches: on the device, each handed to `loss_of(replica, *micro_batch)`.
+        loss_of: returns the mean loss of the micro-batch and further metrics to log. Whatever is drawn in it, on the
+            CPU or the device, is keyed by (seed, step, number of the micro-batch within the global batch).
     Returns: sums and counts of `loss`, the further metrics and `grad_norm`, still on the device.
     """
-    totals: Metrics = {}
-    before = [buffer.clone() for buffer in state.model.buffers()]  # BatchNorm's statistics
+    metrics: Metrics = {}
+    buffers_before = [buffer.clone() for buffer in state.model.buffers()]  # to undo a bad step's BatchNorm statistics
     state.optimizer.zero_grad(set_to_none=True)
-    for turn, micro_batch in enumerate(micro_batches):
-        last = turn == len(micro_batches) - 1
-        with contextlib.nullcontext() if last or state.replica is state.model else state.replica.no_sync():
-            with torch.autocast(state.health.device.type, state.dtype, enabled=state.dtype != torch.float32):
-                loss, metrics = loss_of(state.replica, step, turn, *micro_batch)
-            # A loss that is not finite makes its gradient so, and with it that of every rank: all skip the step alike.
-            poison = 1 + 0 * loss.detach()
-            state.scaler.scale(loss * poison / len(micro_batches)).backward()
-        for name, (total, count) in {"loss": (loss.detach(), torch.ones_like(loss)), **metrics}.items():
-            so_far = totals.get(name, (0, 0))
-            totals[name] = (so_far[0] + total, so_far[1] + count)
+    for micro_step, micro_batch in enumerate(micro_batches):
+        number = state.world.rank + micro_step * state.world.size
+        exchange_gradients = micro_step == len(micro_batches) - 1
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(keyed_torch(state.seed, PURPOSE, step, number, device=state.device))
+            if state.replica is not state.model and not exchange_gradients:
+                stack.enter_context(state.replica.no_sync())
+            with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
+                loss, further_metrics = loss_of(state.replica, *micro_batch)
+            backward(state, loss, len(micro_batches))
+        add_metrics(metrics, {"loss": (loss.detach(), torch.ones_like(loss)), **further_metrics})
+
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad_norm)
     bad = ~grad_norm.isfinite()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    state.optimizer.found_inf = bad.float()  # where it is 1, the fused optimizer leaves weights and moments alone
-    state.optimizer.step()
+    guarded_update(state.optimizer, bad)
     state.scaler.update()
-    for buffer, old in zip(state.model.buffers(), before, strict=True):
-        torch.where(bad, old, buffer, out=buffer)
-    if state.average:
+    put_back_where(bad, state.model.buffers(), buffers_before)
+    if state.average is not None:
         update_average(state, bad)
-    note_health(state, step, bad)
-    totals["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
+    state.bad_steps = state.bad_steps.count(step, bad)
+    metrics["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
     if state.scaler.is_enabled():
-        totals["skipped_steps"] = (state.health[4], torch.ones_like(state.health[4]))
-    return totals
+        metrics["skipped_steps"] = (state.bad_steps.total, torch.ones_like(state.bad_steps.total))
+    return metrics
+
+
+def backward(state: TrainingState, loss: torch.Tensor, micro_batches: int) -> None:
+    """A loss that is not finite makes its gradient so, and with it every rank's: all ranks undo the step alike."""
+    poison = 1 + 0 * loss.detach()
+    state.scaler.scale(loss * poison / micro_batches).backward()
+
+
+def add_metrics(totals: Metrics, metrics: Metrics) -> None:
+    for name, (total, count) in metrics.items():
+        sum_before, count_before = totals.get(name, (0, 0))
+        totals[name] = (sum_before + total, count_before + count)
+
+
+@torch.no_grad()
+def guarded_update(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """The optimizer's update, without effect where `bad`, a bool on the device, is true.
+
+    A fused Adam leaves weights and moments alone by itself where `found_inf` is 1. Around any other optimizer, all that
+    it may change is copied before and put back, which costs two passes over weights and moments. Numbers that an
+    optimizer keeps outside of tensors, such as a count of steps, do advance.
+    """
+    if masks_its_update(optimizer):
+        optimizer.found_inf = bad.float()
+        optimizer.step()
+        return
+    if not optimizer.state:
+        # The first update makes the moments, so there is nothing to put back yet: here alone the flag is read.
+        if not bad.item():
+            optimizer.step()
+        return
+    before = [tensor.clone() for tensor in changed_by(optimizer)]
+    optimizer.step()
+    put_back_where(bad, changed_by(optimizer), before)
+
+
+def masks_its_update(optimizer: torch.optim.Optimizer) -> bool:
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return False
+    return all(group["fused"] for group in optimizer.param_groups)
+
+
+def changed_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The weights and all tensors of the optimizer's state, in an order that stays the same."""
+    tensors = []
+    for group in optimizer.param_groups:
+        tensors += group["params"]
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return tensors
+
+
+@torch.no_grad()
+def put_back_where(bad: torch.Tensor, tensors: Iterable[torch.Tensor], before: list[torch.Tensor]) -> None:
+    for tensor, old in zip(tensors, before, strict=True):
+        torch.where(bad, old, tensor, out=tensor)
 
 
 @torch.no_grad()
@@ -149,16 +235,7 @@ def update_average(state: TrainingState, bad: torch.Tensor) -> None:
     started = (state.average.n_averaged > 0).double()
     share = (~bad).double() * (1 - state.ema_decay * started)
     state.average.n_averaged += ~bad
-    for average, now in zip(state.average.module.parameters(), state.model.parameters(), strict=True):
-        average.lerp_(now, share.to(now.dtype))
-    for average, now in zip(state.average.module.buffers(), state.model.buffers(), strict=True):
-        average.copy_(now)
-
-
-def note_health(state: TrainingState, step: int, bad: torch.Tensor) -> None:
-    """Count a step that was not finite (`bad`: a bool on the device, which is not read)."""
-    in_a_row, start, most, first, in_all = state.health.unbind()
-    start = torch.where(bad & (in_a_row == 0), step, start)
-    in_a_row = (in_a_row + 1) * bad
-    first = torch.where(in_a_row > most, start, first)
-    state.health = torch.stack([in_a_row, start, torch.maximum(most, in_a_row), first, in_all + bad])
+    for average, weight in zip(state.average.module.parameters(), state.model.parameters(), strict=True):
+        average.lerp_(weight, share.to(weight.dtype))
+    for average, buffer in zip(state.average.module.buffers(), state.model.buffers(), strict=True):
+        average.copy_(buffer)

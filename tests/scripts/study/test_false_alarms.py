@@ -1,4 +1,4 @@
-"""The error rates of a comparison, by simulated studies: `pytest -m slow -s tests/scripts/study/test_false_alarms.py`."""
+"""The error rates of a comparison, by simulated studies: pytest -m slow -s tests/scripts/study/test_false_alarms.py"""
 
 from __future__ import annotations
 

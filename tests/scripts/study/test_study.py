@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.config_diff import resolved
 from scripts.study import study
-from scripts.study.plan import read_study
-from scripts.study.summarize import read_arms, summarize
+from scripts.study.arms import read_arms
+from scripts.study.comparisons import summarize
+from scripts.study.plan import PlannedRun, read_study
+from scripts.study.scheduler import Machine, Scheduler
 from tests.support.helpers import image_folder
 from tests.support.launch import ROOT
 from utils.errors import UserError
+from utils.run.reading import resolved_config
 
 STUDY = """
 study:
@@ -53,15 +55,8 @@ def tiny(tmp_path_factory):
 
 
 def start(path: Path, output: Path) -> subprocess.Popen:
-    words = [
-        sys.executable,
-        str(ROOT / "scripts/study/study.py"),
-        str(path),
-        "--output-dir",
-        str(output),
-        "--jobs",
-        "2",
-    ]
+    script = str(ROOT / "scripts/study/study.py")
+    words = [sys.executable, script, str(path), "--output-dir", str(output), "--jobs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -109,11 +104,12 @@ def fresh_checkpoint(output: Path, before: set[Path]) -> Path:
 def uninterrupted(tiny, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
     process = start(tiny, output)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
     return output
 
 
+@pytest.mark.process
 def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_twice(tiny, uninterrupted, tmp_path):
     output, results = tmp_path / "killed", {}
 
@@ -136,8 +132,8 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
     process = start(tiny, output)  # second: asked to stop, as a terminal or a batch system does
     fresh_checkpoint(output, checkpoints(output))
     process.terminate()
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 75 and "stopped on request" in told, told
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "stopped on request" in printed, printed
     stopped = [path.read_text() for path in output.glob("*/*/*/console.log")]
     assert any("stopped on request" in text for text in stopped)
     remember_results()
@@ -145,14 +141,14 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
     process = start(tiny, output)  # third: one run alone; the study goes on with the others and tells
     run = fresh_checkpoint(output, checkpoints(output))
     os.kill(holder(run), signal.SIGKILL)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 1 and f"FAILED {run}: exit code -9\n    " in told, told
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and f"FAILED {run}: exit code -9\n    " in printed, printed
     remember_results()
 
     process = start(tiny, output)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told
-    assert f"{len(results)} of 3 runs finished already" in told
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert f"{len(results)} of 3 runs finished already" in printed
     assert all(path.stat().st_mtime_ns == written for path, written in results.items())
     for name in ("results.csv", "table.md"):
         assert (output / name).read_text() == (uninterrupted / name).read_text()
@@ -161,39 +157,43 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
         assert steps == [str(number) for number in range(1, 13)], run
 
 
+@pytest.mark.process
 def test_the_study_leaves_table_csv_and_configs(uninterrupted):
     rows = (uninterrupted / "results.csv").read_text().splitlines()
     assert rows[0] == "arm,pretrain_seed,finetune_seed,val_resize_size,top1"
     assert [row.rsplit(",", 1)[0] for row in rows[1:]] == ["mfm,0,0,32", "mfm,0,0,36", "scratch,,0,32", "scratch,,0,36"]
     table = (uninterrupted / "table.md").read_text()
     assert "- mfm − scratch differ in: pretraining: none -> a checkpoint of this project\n" in table
-    assert resolved(str(uninterrupted / "configs/pretrain_mfm.yaml"))["filter.radius"] == 3
-    assert resolved(str(uninterrupted / "configs/finetune_scratch.yaml"))["data.val_crop_size"] == 32
+    assert resolved_config(str(uninterrupted / "configs/pretrain_mfm.yaml"))["filter.radius"] == 3
+    assert resolved_config(str(uninterrupted / "configs/finetune_scratch.yaml"))["data.val_crop_size"] == 32
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "sentence"),
     [
         ("loss.name=bce}", "loss.name=ce}", r"scratch/f0: finished .*\(loss.name: bce -> ce\)"),
         ("32 36", "32 40", r"finished .*data.val_resize_size: \[32, 36\] -> \[32, 40\]"),
         ("learning_rate=1e-3", "learning_rate=2e-3", r"p0: finished .*optimizer.learning_rate: 0.001 -> 0.002"),
     ],
 )
-def test_a_finished_run_of_another_config_is_an_error(old, new, told, tiny, uninterrupted, tmp_path):
+def test_a_finished_run_of_another_config_is_an_error(old, new, sentence, tiny, uninterrupted, tmp_path):
     changed = tmp_path / "changed.yaml"
     changed.write_text(tiny.read_text().replace(old, new, 1))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=sentence):
         study.main([str(changed), "--output-dir", str(uninterrupted), "--dry-run"])
 
 
+@pytest.mark.process
 def test_a_finetuning_from_another_pretraining_is_an_error(tiny, uninterrupted, tmp_path):
     changed = tmp_path / "changed.yaml"
     changed.write_text(tiny.read_text().replace("learning_rate=1e-3", "learning_rate=2e-3"))
-    _, runs = read_study(str(changed), uninterrupted)
+    runs = read_study(str(changed), uninterrupted).runs
     with pytest.raises(UserError, match=r"p0_f0: finished .*pretraining's optimizer.learning_rate: 0.001 -> 0.002"):
         next(run for run in runs if run.needs).finished()
 
 
+@pytest.mark.process
 def test_a_dry_run_tells_what_is_left_and_how_long_it_takes(tiny, uninterrupted, tmp_path, capsys):
     assert study.main([str(tiny), "--output-dir", str(tmp_path / "new"), "--dry-run", "--jobs", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -209,10 +209,10 @@ def test_a_dry_run_tells_what_is_left_and_how_long_it_takes(tiny, uninterrupted,
 def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
     """scripts/slurm.sbatch itself, with srun and scontrol that only tell what they were given."""
     assert study.main([str(tiny), "--output-dir", str(tmp_path / "out"), "--print-commands"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("python finetune.py") == 2 and told.count("--resume auto") == 3
+    printed = capsys.readouterr().out
+    assert printed.count("python finetune.py") == 2 and printed.count("--resume auto") == 3
     arrays = re.findall(
-        r"sbatch (?:--dependency=(afterany)\S* )?--gpus-per-node=1 --array=(\S+) scripts/slurm.sbatch (\S+)", told
+        r"sbatch (?:--dependency=(afterany)\S* )?--gpus-per-node=1 --array=(\S+) scripts/slurm.sbatch (\S+)", printed
     )
     files = [(after, numbers, Path(path).name) for after, numbers, path in arrays]
     scratch = ("", "1", "finetune_scratch.txt")
@@ -221,12 +221,9 @@ def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
         (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         (tmp_path / name).chmod(0o755)
     slurm = {
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_CPUS_PER_TASK": "2",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_JOB_ID": "7",
-    }
-    slurm |= {"SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "7",
+        "SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }  # fmt: skip
     words = ["bash", str(ROOT / "scripts/slurm.sbatch"), arrays[2][2]]
     ran = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=True).stdout.splitlines()
     assert ran[ran.index("finetune.py") :] == [*Path(arrays[2][2]).read_text().split(), "--resume", "auto"]
@@ -235,6 +232,7 @@ def test_a_slurm_array_runs_the_lines_of_the_list(tiny, tmp_path, capsys):
     assert ended.returncode == 2 and "finetune.txt has no line 2" in ended.stderr
 
 
+@pytest.mark.process
 def test_the_numbers_of_a_slurm_list_stay_when_some_have_finished(tiny, uninterrupted, tmp_path, capsys):
     (tmp_path / "pretrain/mfm").mkdir(parents=True)
     shutil.copytree(uninterrupted / "pretrain/mfm/p0", tmp_path / "pretrain/mfm/p0")
@@ -245,6 +243,7 @@ def test_the_numbers_of_a_slurm_list_stay_when_some_have_finished(tiny, uninterr
     assert (tmp_path / "pretrain.txt").read_text().count("pretrain.py") == 2
 
 
+@pytest.mark.process
 def test_the_csv_and_configs_of_a_study_give_its_table_again(uninterrupted):
     arms = read_arms([uninterrupted / "results.csv"])
     folders = read_arms([uninterrupted / "finetune/mfm", uninterrupted / "finetune/scratch"])
@@ -256,7 +255,7 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
     more = tmp_path / "more.yaml"
     seeds = "pretrain_seeds: [0, 1]\n  finetune_seeds: [0, 1, 2]\n  scratch_seeds: [5, 6]\npretrainings:"
     more.write_text(tiny.read_text().replace("pretrainings:", f"  {seeds}", 1))
-    _, runs = read_study(str(more), tmp_path)
+    runs = read_study(str(more), tmp_path).runs
     finetunings = [run for run in runs if run.needs]
     assert len(runs) == 2 + 6 + 2 and len({run.config.run.seed for run in finetunings}) == 6
     assert {run.needs.config.run.seed for run in finetunings} == {0, 1}
@@ -265,7 +264,7 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "sentence"),
     [
         ("study:\n", "study:\n  finetune_seed: [1]\n", "study.finetune_seed = .*unknown key; .*study.finetune_seeds"),
         ("study:\n", "study:\n  scratch_seeds: [1, 1]\n", "study.scratch_seeds = .*must not name a seed twice"),
@@ -280,10 +279,10 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
         ("loss.name=bce}", "--epoch 3}", "arms.scratch: see above"),
     ],
 )
-def test_bad_studies_are_told_by_key(old, new, told, tiny, tmp_path):
+def test_bad_studies_are_told_by_key(old, new, sentence, tiny, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text(tiny.read_text().replace(old, new, 1))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=sentence):
         read_study(str(bad), tmp_path)
 
 
@@ -296,7 +295,8 @@ def test_more_jobs_than_cores_are_refused(tiny, tmp_path):
 def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = path.read_text()
-    grid, runs = read_study(str(path), tmp_path)
+    planned = read_study(str(path), tmp_path)
+    grid, runs = planned.grid, planned.runs
     header = text[: text.index("study:")]
     counted = {entry: sum(run.entry == entry for run in runs) for entry in ("pretrain.py", "finetune.py")}
     assert f"# Cost: {counted['pretrain.py']} pretrainings and {counted['finetune.py']} finetunings" in header
@@ -312,6 +312,30 @@ def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
 
 def test_crop_ratio_study_studies_crop_ratios(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    _, runs = read_study("configs/studies/crop_ratio.yaml", tmp_path)
+    runs = read_study("configs/studies/crop_ratio.yaml", tmp_path).runs
     ratios = {run.folder.parent.name: run.config.data.crop_ratio for run in runs if run.entry == "pretrain.py"}
     assert ratios == {"crop0.67": (0.67, 1.0), "crop0.2": (0.2, 1.0), "crop0.1": (0.1, 1.0)}
+
+
+class ScriptedMachine(Machine):
+    """Starts short shell commands instead of runs, and notes in which slot it starts what."""
+
+    def start(self, run: PlannedRun, slot: int) -> subprocess.Popen:
+        run.folder.mkdir(parents=True)
+        (run.folder / "slot.txt").write_text(str(slot))
+        return subprocess.Popen(["sh", "-c", "sleep 0.5; exit 3" if run.entry == "pretrain.py" else "exit 0"])
+
+
+def test_what_needs_a_failed_pretraining_is_not_run_and_the_rest_is(tiny, tmp_path, capsys):
+    scheduler = Scheduler.of(read_study(str(tiny), tmp_path).runs, ScriptedMachine(jobs=2, gpus=0))
+    scheduler.execute()
+    problems = {str(run.folder.relative_to(tmp_path)): problem for run, problem in scheduler.failed.items()}
+    assert problems == {
+        "pretrain/mfm/p0": "exit code 3",
+        "finetune/mfm/p0_f0": "not run: its pretraining failed",
+        "finetune/scratch/f0": "exit code 0",  # it has left no result.json
+    }
+    slots = {str(path.parent.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("slot.txt")}
+    assert slots == {"pretrain/mfm/p0": "0", "finetune/scratch/f0": "1"}
+    assert not scheduler.stopped and not scheduler.finished
+    assert "0 of 3 runs finished already, 3 to do" in capsys.readouterr().out

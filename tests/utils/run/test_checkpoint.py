@@ -108,7 +108,7 @@ def test_a_failing_write_leaves_the_earlier_checkpoint(tmp_path, step):
     """At a later step, and at the very step of the earlier one."""
     saver = checkpoints(tmp_path, keep=1)
     saver.save(5, content())
-    with pytest.raises(UserError, match=r"cannot be saved \(No space left.* bytes needed, .* free"):
+    with pytest.raises(UserError, match=r"(?s)cannot be saved \(No space left.* bytes needed, .* free"):
         saver.save(step, content(2.0) | {"ema": [torch.zeros(2000), Bomb()]})
     assert [path.name for path in saver.all()] == ["step_00000005.pt"]
     for path in (saver.newest(), saver.folder / "last.pt"):
@@ -217,7 +217,7 @@ def zip_of_text(path):
         "dangling link": (unlink_and(lambda path: path.symlink_to("gone.pt")), "no such checkpoint"),
         "empty": (lambda path: cut(path, 0), "empty; copy or download it again"),
         "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "not a checkpoint"),
-        "HTML": (lambda path: path.write_text("<!DOCTYPE html>" + "<p>404</p>" * 500), "a web page, not weights"),
+        "HTML": (lambda path: path.write_text("<!DOCTYPE html>" + "<p>404</p>" * 500), "you downloaded the web page"),
         "another zip": (zip_of_text, "not a checkpoint"),
         "truncated": (lambda path: cut(path, 0.7), "cut short"),
         "last bytes gone": (lambda path: cut(path, 0.995), "cut short"),

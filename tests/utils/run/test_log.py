@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.distributed import World
-from utils.run.log import RunLog, workers_needed
+from utils.run.log import RunLog, peak_memory, workers_needed
 
 TIMES = {"images_per_second", "data_wait_share", "workers_needed", "peak_memory_gb", "time"}
 
 
 def run_log(folder, every=2, first=0, total=9, rank=0, workers=0):
     folder.mkdir(exist_ok=True)
-    return RunLog(folder, World(rank, 1, 1, torch.device("cpu")), every, first, total, 16, workers)
+    return RunLog(
+        folder, World(rank, 1, 1, torch.device("cpu")), every_steps=every, first_step=first, total_steps=total,
+        steps_per_epoch=3, batch_size=16, workers=workers,
+    )  # fmt: skip
 
 
 def metrics(step):
@@ -35,9 +38,16 @@ def metrics(step):
     }  # fmt: skip
 
 
+def take_step(log, step, values=None, waited=0.0):
+    """As the loop does, for a step counted from 0."""
+    log.count(0.5 / (step + 1), values or metrics(step), waited)
+    if log.due(step + 1):
+        log.run(step + 1)
+
+
 def take(log, steps):
     for step in steps:
-        log.step(step, step // 3, 0.5 / (step + 1), metrics(step), waited=0.0)
+        take_step(log, step)
     log.close()
 
 
@@ -70,10 +80,10 @@ def test_lines_hold_the_values_of_their_step(tmp_path):
         assert line["images_per_second"] > 0
 
 
-@pytest.mark.parametrize(("every", "due"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (5, [4]), (50, [4])])
+@pytest.mark.parametrize(("every", "due"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (50, [5])])
 def test_due_every_so_many_steps_and_at_the_last(tmp_path, every, due):
     log = run_log(tmp_path, every, total=5)
-    assert [step for step in range(5) if log.due(step)] == due
+    assert [step for step in range(6) if log.due(step)] == due
     log.close()
 
 
@@ -89,7 +99,7 @@ def test_throughput_counts_all_steps_since_the_last_line(tmp_path, monkeypatch):
     log = run_log(tmp_path)
     for step in range(8):
         now[0] += 2.0
-        log.step(step, 0, 0.1, metrics(step), waited=0.5)
+        take_step(log, step, waited=0.5)
     log.close()
     assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 4
     assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 4
@@ -106,7 +116,7 @@ def test_too_few_workers_are_told_with_how_many_would_do(tmp_path, monkeypatch, 
     log = run_log(tmp_path, workers=workers, total=4)
     for step in range(4):
         now[0] += 2.0
-        log.step(step, 0, 0.1, metrics(step), waited)
+        take_step(log, step, waited=waited)
     log.close()
     first, second = lines(tmp_path)
     assert (first["workers_needed"], second["workers_needed"]) == (workers, needed)  # the start is slow anyway
@@ -141,7 +151,7 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
 def test_every_line_is_json(tmp_path, bad):
     """A float16 overflow is not fatal, and may fall on a log step."""
     log = run_log(tmp_path)
-    log.step(1, 0, 0.1, metrics(1) | {"grad_norm": (torch.tensor(bad), torch.tensor(1.0))}, waited=0.0)
+    take_step(log, 1, metrics(1) | {"grad_norm": (torch.tensor(bad), torch.tensor(1.0))})
     log.close()
     assert (lines(tmp_path)[0]["loss"], lines(tmp_path)[0]["grad_norm"]) == (1, None)
 
@@ -220,31 +230,31 @@ def test_tensorboard_keeps_the_value_at_the_step_that_is_resumed(tmp_path):
 def test_lines_that_a_full_disk_refuses_are_written_later_and_in_order(tmp_path, monkeypatch, capsys):
     """/dev/full fails as a full disk does; the file that was there is kept whole."""
     log = run_log(tmp_path, every=1)
-    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    take_step(log, 0)
     real, log.path = log.path, Path("/dev/full")
     monkeypatch.setattr(os, "truncate", lambda path, size: None)
     for step in (1, 2):
-        log.step(step, 0, 0.5, metrics(step), waited=0.0)
+        take_step(log, step)
     assert capsys.readouterr().out.count("warning: /dev/full: cannot be written (No space left on device)") == 2
     with pytest.raises(OSError, match="last lines could not be written"):
         log.close()
     log.path = real
-    log.step(3, 1, 0.5, metrics(3), waited=0.0)
+    take_step(log, 3)
     log.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_tensorboard_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
     log = run_log(tmp_path, every=1)
-    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    take_step(log, 0)
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(log.writer, "add_scalar", refuse)
-    log.step(1, 0, 0.5, metrics(1), waited=0.0)
+    monkeypatch.setattr(log.board.writer, "add_scalar", refuse)
+    take_step(log, 1)
     assert "warning: " in capsys.readouterr().out
-    log.step(2, 0, 0.5, metrics(2), waited=0.0)
+    take_step(log, 2)
     log.close()
     assert set(scalars(tmp_path)) >= {3}
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
@@ -252,10 +262,20 @@ def test_tensorboard_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
 
 def test_replaced_images_are_lines_of_their_own(tmp_path, capsys):
     log = run_log(tmp_path, every=1)
-    log.replaced_images(1, ["a.jpg: broken; replaced by b.jpg"])
-    log.step(0, 0, 0.5, metrics(0), waited=0.0)
+    log.replaced_images(1, [[], ["a.jpg: broken; replaced by b.jpg"]])
+    take_step(log, 0)
     log.close()
     assert lines(tmp_path)[0] == {"step": 1, "replaced_images": 1, "replaced": ["a.jpg: broken; replaced by b.jpg"]}
     assert "step 1  a.jpg: broken; replaced by b.jpg" in capsys.readouterr().out
     run_log(tmp_path, every=1, first=0).close()
     assert lines(tmp_path) == []
+
+
+def test_peak_memory_is_in_gigabytes():
+    """Of this process, which has just had another half of one in use; the kernel's own figure is in KiB."""
+    hog = torch.ones(500 * 10**6, dtype=torch.uint8)
+    status = Path("/proc/self/status").read_text()
+    expected = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    assert peak_memory(torch.device("cpu")) == pytest.approx(expected, rel=0.05)
+    assert peak_memory(torch.device("cpu")) > 0.5
+    del hog

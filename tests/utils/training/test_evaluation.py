@@ -8,18 +8,26 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.distributed import World
-from utils.training.evaluation import Mistakes, evaluate, share_of_rank, table
+from utils.precision import set_tf32
+from utils.training.evaluation import Mistakes, evaluate, results_table, share_of_rank
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 1, CPU)
 LENGTH, CLASSES, SIDE = 103, 12, 4
 
 
-SIZES = [{"val_resize_size": 40}, {"val_resize_size": 32}]
+class SizeViews:
+    """Two resize sizes, or the first one alone."""
+
+    def __init__(self, *sizes):
+        self.names = [{"val_resize_size": size} for size in sizes]
+
+    def __call__(self, crops):
+        for images in crops.unbind(1):
+            yield images.float() / 255 - 0.5
 
 
-def views(crops):
-    return (images.float() / 255 - 0.5 for images in crops.unbind(1))
+VIEWS, ONE_VIEW = SizeViews(40, 32), SizeViews(40)
 
 
 class Tiny(nn.Module):
@@ -62,7 +70,7 @@ def by_numpy(model, crops, labels):
 def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
     model = Tiny(classes)
     crops, labels = data(classes=classes)
-    rows = evaluate(model, batches(crops, labels, batch_size), views, SIZES, LENGTH, ALONE)
+    rows = evaluate(model, batches(crops, labels, batch_size), VIEWS, LENGTH, ALONE)
     assert [row["val_resize_size"] for row in rows] == [40, 32]
     for size, row in enumerate(rows):
         top1, top5, loss = by_numpy(model, crops[:, size], labels)
@@ -82,7 +90,7 @@ def test_agrees_with_numpy_for_any_batch_size(batch_size, classes):
 def test_the_model_is_left_as_it_was(training):
     model = Tiny().train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, batches(*data(), 7), views, SIZES, LENGTH, ALONE)
+    evaluate(model, batches(*data(), 7), VIEWS, LENGTH, ALONE)
     assert model.training == model.norm.training == training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -91,13 +99,13 @@ def test_the_model_is_left_as_it_was(training):
 @pytest.mark.parametrize(("length", "shown"), [(LENGTH + 1, LENGTH), (LENGTH - 1, LENGTH)])
 def test_a_count_that_is_not_the_sets_is_an_error(length, shown):
     with pytest.raises(AssertionError, match=f"{shown} images counted, the set has {length}"):
-        evaluate(Tiny(), batches(*data(), 7), views, SIZES, length, ALONE)
+        evaluate(Tiny(), batches(*data(), 7), VIEWS, length, ALONE)
 
 
 def test_an_image_counted_twice_is_an_error():
     whole = batches(*data(), 50)
     with pytest.raises(AssertionError, match="153 images counted"):
-        evaluate(Tiny(), [*whole, whole[0]], views, SIZES, LENGTH, ALONE)
+        evaluate(Tiny(), [*whole, whole[0]], VIEWS, LENGTH, ALONE)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -114,12 +122,12 @@ def test_ranks_share_the_images_without_overlap_or_padding(length, ranks, batch_
 def test_the_ranks_counts_add_up(ranks):
     model = Tiny()
     crops, labels = data()
-    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), views, SIZES[:1], LENGTH, ALONE)
+    (whole,) = evaluate(model, batches(crops[:, :1], labels, 7), ONE_VIEW, LENGTH, ALONE)
     parts = []
     for rank in range(ranks):
-        mine = share_of_rank(LENGTH, World(rank, ranks, ranks, CPU), 7)
-        count = sum(map(len, mine))
-        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in mine], views, SIZES[:1], count, ALONE)
+        share = share_of_rank(LENGTH, World(rank, ranks, ranks, CPU), 7)
+        count = sum(map(len, share))
+        parts += evaluate(model, [(crops[i, :1], labels[i]) for i in share], ONE_VIEW, count, ALONE)
     for name in ("images", "top1_count", "top5_count"):
         assert sum(part[name] for part in parts) == whole[name]
     assert sum(part["loss"] * part["images"] for part in parts) / LENGTH == pytest.approx(whole["loss"], rel=1e-6)
@@ -127,7 +135,7 @@ def test_the_ranks_counts_add_up(ranks):
 
 def test_table_is_markdown():
     row = {"val_resize_size": 235, "top1": 78.8264, "top5": 94.1, "loss": 1.23456, "images": 50000}
-    assert table([row, row | {"val_resize_size": 236, "top1": 5.0}]) == (
+    assert results_table([row, row | {"val_resize_size": 236, "top1": 5.0}]) == (
         "| val_resize_size | top-1 % | top-5 % | loss | images |\n"
         "|---|---|---|---|---|\n"
         "| 235 | 78.826 | 94.100 | 1.2346 | 50000 |\n"
@@ -135,7 +143,7 @@ def test_table_is_markdown():
     )
 
 
-def told(world: World, logits, labels, number_of_classes=CLASSES, most=8) -> Mistakes:
+def collect(world: World, logits, labels, number_of_classes=CLASSES, most=8) -> Mistakes:
     mistakes = Mistakes(number_of_classes, world, most)
     for numbers in share_of_rank(len(labels), world, 7):
         mistakes.add(logits[numbers], labels[numbers])
@@ -146,7 +154,7 @@ def told(world: World, logits, labels, number_of_classes=CLASSES, most=8) -> Mis
 def test_mistakes_are_counted_and_the_surest_found(classes):
     generator = torch.Generator().manual_seed(1)
     logits, labels = 3 * torch.randn(LENGTH, classes, generator=generator), data(classes=classes)[1]
-    confusion, surest = told(ALONE, logits, labels, classes).collected()
+    confusion, surest = collect(ALONE, logits, labels, classes).collected()
     predicted = logits.argmax(1)
     if classes > 100:
         assert len(confusion) == 0
@@ -164,7 +172,7 @@ def test_mistakes_are_counted_and_the_surest_found(classes):
 
 def test_mistakes_of_ranks_are_those_of_one():
     logits, labels = 3 * torch.randn(LENGTH, CLASSES, generator=torch.Generator().manual_seed(2)), data()[1]
-    whole, parts = told(ALONE, logits, labels), [told(World(r, 3, 3, CPU), logits, labels) for r in range(3)]
+    whole, parts = collect(ALONE, logits, labels), [collect(World(r, 3, 3, CPU), logits, labels) for r in range(3)]
     assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
     surest = sorted((row for part in parts for row in part.surest.tolist()), reverse=True)[:8]
     assert surest == sorted(whole.surest.tolist(), reverse=True)
@@ -172,5 +180,53 @@ def test_mistakes_of_ranks_are_those_of_one():
 
 def test_no_mistake_is_none():
     labels = data()[1]
-    confusion, surest = told(ALONE, torch.nn.functional.one_hot(labels, CLASSES).float(), labels).collected()
+    confusion, surest = collect(ALONE, torch.nn.functional.one_hot(labels, CLASSES).float(), labels).collected()
     assert surest == [] and confusion.trace() == LENGTH
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, LENGTH])
+def test_of_equally_sure_mistakes_the_first_images_are_named(batch_size):
+    """Whatever the batches: all logits are alike, so every mistake is as sure as the next."""
+    logits, labels = torch.zeros(LENGTH, CLASSES), data()[1]
+    logits[:, 4] = 1.0
+    mistakes = Mistakes(CLASSES, ALONE)
+    for numbers in share_of_rank(LENGTH, ALONE, batch_size):
+        mistakes.add(logits[numbers], labels[numbers])
+    wrong = [number for number in range(LENGTH) if labels[number] != 4]
+    assert [mistake.image for mistake in mistakes.collected()[1]] == wrong[:8]
+
+
+def test_of_equally_sure_mistakes_of_two_ranks_the_first_images_are_named():
+    """Each rank keeps its own first ones; together they are put into the order of the images."""
+    logits, labels = torch.zeros(LENGTH, CLASSES), data()[1]
+    logits[:, 4] = 1.0
+    parts = [collect(World(rank, 2, 2, CPU), logits, labels) for rank in range(2)]
+
+    class Both(World):
+        def gather(self, value):
+            return [parts[1].surest.tolist(), value]
+
+        def sum(self, tensor):
+            return tensor
+
+    parts[0].world = Both(0, 2, 2, CPU)
+    wrong = [number for number in range(LENGTH) if labels[number] != 4]
+    assert [mistake.image for mistake in parts[0].collected()[1]] == wrong[:8]
+
+
+def test_the_model_sees_float32_and_no_tf32_whatever_the_run_trains_with():
+    seen = []
+
+    class Watch(Tiny):
+        def forward(self, images):
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, images.dtype))
+            return super().forward(images)
+
+    set_tf32(True)
+    try:
+        evaluate(Watch(), batches(*data(), 50), VIEWS, LENGTH, ALONE)
+        outside = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    finally:
+        set_tf32(False)
+    assert set(seen) == {("highest", False, torch.float32)}
+    assert outside == ("high", True)

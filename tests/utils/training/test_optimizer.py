@@ -1,11 +1,20 @@
 """Which parameters weight decay reaches, and by how much."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from models.trunk import resnet
-from utils.training.step import adamw
+from configs.schema import OptimizerOptions
+from models.trunk import make_trunk
+from utils.training.optimizer import OPTIMIZERS, make_optimizer
+
+
+def adamw(model, learning_rate, betas, weight_decay, weight_decay_on):
+    return make_optimizer(model, OptimizerOptions(
+        learning_rate=learning_rate, betas=betas, weight_decay=weight_decay, weight_decay_on=weight_decay_on
+    ))  # fmt: skip
 
 
 def groups_by_name(model, optimizer):
@@ -14,14 +23,14 @@ def groups_by_name(model, optimizer):
 
 
 def test_all_parameters_decay_in_one_group():
-    model = resnet("resnet18", 5)
+    model = make_trunk("resnet18", 5).classifier
     optimizer = adamw(model, 1e-3, (0.9, 0.95), 0.05, "all")
     assert groups_by_name(model, optimizer) == [{name for name, _ in model.named_parameters()}]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05]
 
 
 def test_biases_and_batch_norms_are_spared():
-    model = resnet("resnet18", 5)
+    model = make_trunk("resnet18", 5).classifier
     optimizer = adamw(model, 1e-3, (0.9, 0.95), 0.05, "matrices")
     decayed, spared = groups_by_name(model, optimizer)
     expected = {name for name, _ in model.named_parameters() if name.endswith(".bias") or "bn" in name}
@@ -71,6 +80,33 @@ def test_an_update_agrees_with_adamw_written_out():
             direction = (first / (1 - 0.7**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-8)
             decay = 0.05 if name == "weight" else 0.0
             expected[name] = expected[name] * (1 - 1e-2 * decay) - 1e-2 * direction
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=0)
+
+
+def test_every_name_in_the_schema_is_in_the_table():
+    (field,) = (field for field in dataclasses.fields(OptimizerOptions) if field.name == "name")
+    assert set(field.metadata["choices"]) == OPTIMIZERS.keys()
+
+
+def test_an_update_agrees_with_nesterovs_sgd_written_out():
+    """Weight decay is part of the gradient; the step looks ahead along the momentum."""
+    model = nn.Linear(3, 2).double()
+    options = OptimizerOptions(
+        name="sgd", learning_rate=0.1, momentum=0.8, weight_decay=0.05, weight_decay_on="matrices"
+    )
+    optimizer = make_optimizer(model, options)
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    momentum = {name: torch.zeros_like(value) for name, value in expected.items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            decay = 0.05 if name == "weight" else 0.0
+            gradient = parameter.grad + decay * expected[name]
+            momentum[name] = 0.8 * momentum[name] + gradient
+            expected[name] = expected[name] - 0.1 * (gradient + 0.8 * momentum[name])
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=0)

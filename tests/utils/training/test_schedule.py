@@ -8,14 +8,23 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from utils.training.schedule import learning_rate
+from configs.schema import ScheduleOptions
+from utils.training.schedule import LearningRate
+
+
+def learning_rate(step, steps_per_epoch, epochs, peak, warmup_epochs=0.0, warmup_learning_rate=0.0, **more):
+    options = ScheduleOptions(
+        epochs=epochs, warmup_epochs=warmup_epochs, warmup_learning_rate=warmup_learning_rate, **more
+    )
+    return LearningRate(options, peak, steps_per_epoch).at(step)
+
 
 PEAK, STEPS = 1.2e-3, 625  # ImageNet in batches of 2048
-CODE_A = partial(
+COINCHEUNG = partial(
     learning_rate, steps_per_epoch=STEPS, epochs=300, peak=PEAK, warmup_epochs=20.0, warmup_learning_rate=1.2e-5,
     final_learning_rate=0.0, interval="epoch", cosine_from="warmup",
 )  # fmt: skip
-CODE_B = partial(
+AUTHORS = partial(
     learning_rate, steps_per_epoch=STEPS, epochs=300, peak=PEAK, warmup_epochs=20.0, warmup_learning_rate=1e-6,
     final_learning_rate=1e-5, interval="step", cosine_from="start",
 )  # fmt: skip
@@ -34,12 +43,12 @@ CODE_B = partial(
         (299, 1.2e-3 * math.sin(math.pi / 560) ** 2),  # 1 of its 280 epochs before the end
     ],
 )
-def test_code_a_changes_at_each_epoch(epoch, expected):
+def test_coincheung_mfm_changes_at_each_epoch(epoch, expected):
     first, last = epoch * STEPS, epoch * STEPS + STEPS - 1
-    assert CODE_A(first) == CODE_A(last) == pytest.approx(expected, rel=1e-9)
+    assert COINCHEUNG(first) == COINCHEUNG(last) == pytest.approx(expected, rel=1e-9)
 
 
-def test_code_a_agrees_with_torchs_schedulers():
+def test_coincheung_mfm_agrees_with_torchs_schedulers():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
     warmup = LinearLR(optimizer, start_factor=0.01, total_iters=20)
     schedule = SequentialLR(optimizer, [warmup, CosineAnnealingLR(optimizer, T_max=280)], milestones=[20])
@@ -48,7 +57,7 @@ def test_code_a_agrees_with_torchs_schedulers():
         theirs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    np.testing.assert_allclose([CODE_A(epoch * STEPS) for epoch in range(300)], theirs, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose([COINCHEUNG(epoch * STEPS) for epoch in range(300)], theirs, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +71,15 @@ def test_code_a_agrees_with_torchs_schedulers():
         (93750, 6.05e-4),  # its middle
     ],
 )
-def test_code_b_changes_at_each_step(step, expected):
-    assert CODE_B(step) == pytest.approx(expected, rel=1e-9)
+def test_the_authors_code_changes_at_each_step(step, expected):
+    assert AUTHORS(step) == pytest.approx(expected, rel=1e-9)
 
 
-def test_code_b_falls_below_the_peak_after_warmup_and_ends_on_its_floor():
-    assert CODE_B(12500) / PEAK == pytest.approx(0.989, abs=5e-4)
-    last = CODE_B(300 * STEPS - 1)
+def test_the_authors_code_falls_below_the_peak_after_warmup_and_ends_on_its_floor():
+    assert AUTHORS(12500) / PEAK == pytest.approx(0.989, abs=5e-4)
+    last = AUTHORS(300 * STEPS - 1)
     assert 1e-5 < last < 1e-5 * (1 + 1e-5)
-    after = [CODE_B(step) for step in range(12500, 300 * STEPS, 1000)]
+    after = [AUTHORS(step) for step in range(12500, 300 * STEPS, 1000)]
     assert after == sorted(after, reverse=True)
 
 

@@ -1,0 +1,126 @@
+"""Resuming: what is continued, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs.schema import PretrainConfig
+from utils.config import keys_affecting, parse_command_line, to_dict
+from utils.errors import UserError
+from utils.run.checkpoint import Checkpoints
+from utils.run.resume import find_resume, read_resume
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "run/checkpoints", 3, None, 15)
+
+
+def config(*words, config_class=PretrainConfig):
+    return parse_command_line(config_class, list(words), "a test")
+
+
+# Finding what to resume.
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_an_empty_folder_starts_anew(checkpoints, resume):
+    assert find_resume(checkpoints, resume) is None
+
+
+def test_a_folder_in_use_is_refused_unless_told_to_resume(checkpoints):
+    checkpoints.save(5, {})
+    newest = checkpoints.save(10, {})
+    with pytest.raises(UserError, match=r"step_00000010\.pt.*--resume auto.*--output-dir") as caught:
+        find_resume(checkpoints, None)
+    assert str(checkpoints.folder.parent) in str(caught.value)
+    assert find_resume(checkpoints, "auto") == newest
+
+
+def test_a_path_is_taken_as_it_is(checkpoints):
+    checkpoints.save(5, {})
+    assert find_resume(checkpoints, "other/step_00000003.pt") == Path("other/step_00000003.pt")
+
+
+# Resuming.
+
+
+def saved_by(checkpoints, *words, **content):
+    return checkpoints.save(5, {"model": {}, "optimizer": {}, "config": to_dict(config(*words))} | content)
+
+
+def test_the_same_config_resumes(checkpoints):
+    path = saved_by(checkpoints, "--epochs", "50")
+    assert read_resume(path, config("--epochs", "50"), {})["step"] == 5
+
+
+def test_another_config_is_refused_with_every_key_that_differs(checkpoints):
+    path = saved_by(checkpoints, "optimizer.learning_rate=1e-3")
+    words = ["optimizer.learning_rate=2e-3", "data.crop_ratio=[0.3, 1.0]", "data.workers=3", "logging.every_steps=7"]
+    with pytest.raises(UserError) as caught:
+        read_resume(path, config(*words), {})
+    told = str(caught.value)
+    assert told.startswith(f"{path}: ")
+    assert "(data.crop_ratio: [0.2, 1.0] -> [0.3, 1.0]; optimizer.learning_rate: 0.001 -> 0.002)" in told
+    assert "--allow-config-change" in told
+    assert read_resume(path, config(*words, "--allow-config-change"), {})["step"] == 5
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "run.output_dir=elsewhere", "data.data_path=/data", "data.workers=3", "checkpoint.every_steps=9",
+        "checkpoint.keep=1", "logging.every_steps=7", "run.timeout_minutes=1", "run.resume=auto",
+    ],
+)  # fmt: skip
+def test_keys_that_leave_the_mathematics_alone_may_change(checkpoints, word):
+    path = saved_by(checkpoints)
+    assert read_resume(path, config(word), {})["step"] == 5
+
+
+def changes_the_result():
+    """Every other knob, with a value other than its default."""
+    values = {str: "x", bool: True, int: 64, float: 0.123, list: [0.11, 0.22, 0.33]}
+    for section, keys in to_dict(config()).items():
+        for key, value in keys.items():
+            if f"{section}.{key}" in keys_affecting(PretrainConfig, "weights"):
+                kind = int if value is None else type(value)
+                yield section, key, not value if kind is bool else values[kind]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), changes_the_result())
+def test_every_other_key_may_not(checkpoints, section, key, value):
+    now = config()
+    now = replace(now, **{section: replace(getattr(now, section), **{key: value})})
+    with pytest.raises(UserError, match=rf"{section}\.{key}: .* -> "):
+        read_resume(saved_by(checkpoints), now, {})
+
+
+def test_what_computes_the_result_is_among_them():
+    knobs = {f"{section}.{key}" for section, key, _ in changes_the_result()}
+    assert {"run.seed", "data.crop_ratio", "filter.radius", "train.batch_size", "schedule.epochs"} <= knobs
+
+
+def test_a_knob_newer_than_the_checkpoint_had_its_default(checkpoints):
+    saved = to_dict(config())
+    del saved["loss"]["scope"]
+    path = checkpoints.save(5, {"model": {}, "optimizer": {}, "config": saved})
+    assert read_resume(path, config(), {})["step"] == 5
+    with pytest.raises(UserError, match=r"loss\.scope: removed -> all"):
+        read_resume(path, config("loss.scope=all"), {})
+
+
+def test_another_data_set_is_refused(checkpoints):
+    path = saved_by(checkpoints, classes=["ant", "bee"])
+    assert read_resume(path, config(), {"classes": ["ant", "bee"], "config": "any"})["step"] == 5
+    for classes in (["bee", "ant"], ["ant"]):
+        with pytest.raises(UserError, match="was trained on other data: classes differ"):
+            read_resume(path, config("--allow-config-change"), {"classes": classes})
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": {}, "config": {}}])
+def test_weights_alone_cannot_be_resumed(checkpoints, content):
+    path = checkpoints.save(5, content)
+    with pytest.raises(UserError, match="no training state to resume; .*--weights"):
+        read_resume(path, config("--allow-config-change"), {})

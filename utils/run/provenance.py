@@ -1,0 +1,57 @@
+"""Where a run's files come from: command, commit, versions; written beside its config and in its results."""
+
+import functools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+from utils.config import to_yaml
+from utils.files import write_atomically
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of the running code. Kept from the first call on, since the checkout may change during the run."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git, or not a clone)"
+
+
+def provenance() -> dict[str, str]:
+    """What ran: command, commit, versions, machine, number of ranks."""
+    return {
+        "command": shlex.join(sys.argv),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "world_size": os.environ.get("WORLD_SIZE", "1"),
+    }
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """config.yaml: itself a config, with the provenance in comments above it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"# {key}: {' '.join(value.splitlines())}\n" for key, value in provenance().items()]
+    content = "".join(lines) + to_yaml(config)
+    write_atomically(folder / "config.yaml", lambda file: file.write(content.encode()))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Indented, with the provenance, replacing the file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = json.dumps(content | {"provenance": provenance()}, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(encoded.encode()))

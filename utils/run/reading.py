@@ -1,0 +1,124 @@
+"""Reading what runs have left in their folders: configs, results, log lines. Scripts need it, training does not."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import FinetuneConfig, PretrainConfig
+from utils.config import build, from_dict, knobs, read_yaml, to_dict
+from utils.errors import UserError
+from utils.run.checkpoint import read_checkpoint
+
+FlatConfig = dict[str, Any]  # "section.key" -> value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What the folder of a run holds."""
+
+    folder: Path
+    config: FlatConfig
+    log: list[dict]  # the lines of log.jsonl about training steps
+    result: dict  # of result.json; empty if the run has not finished
+    sweep: dict  # of frequency_sweep.json; empty if there is none
+
+    @property
+    def kind(self) -> str:
+        return "pretraining" if is_pretraining(self.config) else "finetuning"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the newest checkpoint is, if the run has written one."""
+        return self.folder / "checkpoints" / "last.pt"
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Raises: UserError if it is not the folder of a run."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: no run (it has no config.yaml); give folders that pretrain.py or finetune.py wrote")
+    return RunFolder(
+        folder=folder,
+        config=resolved_config(str(folder)),
+        log=read_log(folder / "log.jsonl"),
+        result=read_json(folder / "result.json"),
+        sweep=read_json(folder / "frequency_sweep.json"),
+    )
+
+
+def is_pretraining(config: dict) -> bool:
+    """Whether a config, nested or flat, is one of pretraining: it alone has the section `filter`."""
+    return any(key.partition(".")[0] == "filter" for key in config)
+
+
+def resolved_config(path: str) -> FlatConfig:
+    """Every key of a config with its value, defaults included.
+
+    Args:
+        path: a YAML file, the folder of a run, or a checkpoint.
+    Raises: UserError if it is none of these, or not valid.
+    """
+    if path.endswith((".pt", ".pth")):
+        return flat(to_dict(checkpoint_config(path, read_checkpoint(path))))
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.yaml"
+    values = read_yaml(str(file))
+    config_classes = [PretrainConfig, FinetuneConfig]
+    if "finetune" in file.name:  # decides where all keys are known to both classes, or some to neither
+        config_classes.reverse()
+    for config_class in config_classes:
+        if values.keys() <= knobs(config_class).keys():
+            return flat(to_dict(build(config_class, values)))
+    return flat(to_dict(build(config_classes[0], values)))
+
+
+def checkpoint_config(path: str, content: dict) -> PretrainConfig | FinetuneConfig:
+    """The config within a checkpoint of this project. Raises: UserError if there is none, or it is not valid."""
+    saved = content.get("config")
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: holds no config; give a checkpoint of pretrain.py or finetune.py")
+    if is_pretraining(saved):
+        return from_dict(PretrainConfig, saved, path)
+    return from_dict(FinetuneConfig, saved, path)
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file; empty if there is no such file, as before a run has finished."""
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log.jsonl about training steps. A line that was cut short, as by a kill, is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if "loss" in values:
+            lines.append(values)
+    return lines
+
+
+def flat(config: dict) -> FlatConfig:
+    """{section: {key: value}} as {"section.key": value}."""
+    values = {}
+    for section, keys in config.items():
+        for key, value in keys.items():
+            values[f"{section}.{key}"] = value
+    return values
+
+
+def differing(before: dict, after: dict) -> dict[str, tuple]:
+    """key -> (before, after) for each key that differs; "-" stands for a key that only one of the two has."""
+    pairs = {}
+    for key in before | after:
+        pair = before.get(key, "-"), after.get(key, "-")
+        if pair[0] != pair[1]:
+            pairs[key] = pair
+    return pairs

@@ -1,0 +1,37 @@
+"""Optimizers by name. A new one is a function here, its name in `OPTIMIZERS`, and a choice of `optimizer.name`.
+
+Any optimizer may stand here: the guard of utils/training/step.py against numbers that are not finite holds for it.
+"""
+
+import torch
+from torch import nn
+
+from configs.schema import OptimizerOptions
+
+
+def adamw(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=True)
+
+
+def sgd(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Nesterov's momentum; weight decay is part of the gradient."""
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, nesterov=True)
+
+
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
+
+
+def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimizer `options.name` over the model's parameters.
+
+    `options.weight_decay_on` says whether "all" parameters decay (CoinCheung/MFM), or only "matrices": no biases and no
+    other 1-D parameters (the authors' code).
+    """
+    decayed, spared = [], []
+    for parameter in model.parameters():
+        if options.weight_decay_on == "all" or parameter.dim() > 1:
+            decayed.append(parameter)
+        else:
+            spared.append(parameter)
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return OPTIMIZERS[options.name]([group for group in groups if group["params"]], options)
