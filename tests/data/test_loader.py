@@ -74,6 +74,7 @@ class HangingSamples(Dataset):
         time.sleep(60)
 
 
+@pytest.mark.process
 def test_a_worker_that_hangs_ends_the_wait():
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="DataLoader timed out after"):

@@ -130,7 +130,7 @@ def damaged(tmp_path):
     return ImageFolder(str(root))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
 def test_an_unreadable_image_is_named(damaged, workers):
     with pytest.raises(UserError, match=r"bee/1\.png: not a readable image"):
         loaded(samples_of(damaged), [[(0, 3)]], workers)

@@ -22,6 +22,8 @@ from models.weights import AUTHORS, COINCHEUNG, normalisation_warning
 from tests.support.weights import Counts, classifier, counts, lively, load
 from utils.errors import UserError
 
+pytestmark = pytest.mark.process
+
 TRUNK = 120  # tensors of a resnet18 but its fc
 
 

@@ -15,6 +15,8 @@ from tests.support.weights import classifier, counts, load
 from utils.distributed import World
 from utils.errors import UserError
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):

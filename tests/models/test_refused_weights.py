@@ -19,6 +19,8 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.process
+
 
 class Payload:
     """Unpickled, it leaves a file."""

@@ -12,6 +12,9 @@ from models.mfm import masked_frequency_network
 from models.trunk import TRUNKS, Trunk, make_trunk, trunk_children
 from utils.errors import UserError
 
+LARGE = pytest.param("resnet50", marks=pytest.mark.process)  # seconds together
+LARGE_GROUPED = pytest.param("resnext50_32x4d", marks=pytest.mark.process)
+
 
 def resnet(name, num_classes=1000, zero_init=False):
     return make_trunk(name, num_classes, zero_init).classifier
@@ -25,7 +28,7 @@ def images(height=64, width=32):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18", LARGE, LARGE_GROUPED])
 def test_state_dict_is_torchvisions(name):
     ours = resnet(name, num_classes=7).eval()
     theirs = models.get_model(name, weights=None, num_classes=7).eval()
@@ -40,7 +43,7 @@ def test_class_number_defaults_to_imagenets():
     assert resnet("resnet18").fc.out_features == 1000
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", LARGE])
 def test_trunk_features_are_torchvisions(name):
     model, theirs = masked_frequency_model(name, 1), models.get_model(name, weights=None)
     trunk = {key: value for key, value in model.state_dict().items() if not key.startswith("decoder.")}
@@ -63,7 +66,7 @@ def last_batch_norms(model):
     return last, others
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", LARGE])
 @pytest.mark.parametrize("zero", [True, False])
 def test_zero_init_of_each_blocks_last_batch_norm(name, zero):
     for model in (resnet(name, 5, zero), masked_frequency_model(name, 1, zero_init_last_batch_norm=zero)):
@@ -94,7 +97,7 @@ def test_unknown_names_are_told_with_the_known_ones(name):
     assert "vgg" not in str(caught.value).partition("there are")[2]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize("name", ["resnet18", LARGE, LARGE_GROUPED])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96)])
 def test_stride_and_width_are_those_of_the_features(name, height, width):
     trunk = make_trunk(name)
@@ -110,7 +113,7 @@ def test_trunk_and_classifier_are_the_same_tensors():
         assert parameter is whole[name]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18", LARGE_GROUPED])
 def test_children_are_the_first_parts_of_the_tensors_names(name):
     torch.manual_seed(4)
     expected = torch.rand(1)

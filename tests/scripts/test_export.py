@@ -21,6 +21,8 @@ from tests.support.weights import classifier, counts, lively, load
 from utils.config import parse_command_line, to_dict
 from utils.errors import UserError
 
+pytestmark = pytest.mark.process
+
 
 def trained(model):
     """The state dict of a model in the memory layout of training."""

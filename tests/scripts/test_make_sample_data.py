@@ -44,6 +44,7 @@ def pngs(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): len(list(path.glob("*.png"))) for path in folder.glob("*/*")}
 
 
+@pytest.mark.process
 def test_bundle_unpacks_to_all_its_images_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(make_sample_data, "SAMPLE", tmp_path / "sample")

@@ -38,6 +38,7 @@ run_entry(main, sys.argv[1:])
         ("other", 1, "ValueError: why"),
     ],
 )
+@pytest.mark.process
 def test_an_entry_point_ends_whatever_happens_while_loader_workers_live(how, code, message):
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -106,6 +107,7 @@ def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, remedy):
     assert remedy in text and "\n" not in text
 
 
+@pytest.mark.process
 def test_a_killed_loader_worker_is_explained():
     """For real: the worker kills itself as the kernel would."""
     program = PROGRAM.replace("return torch.zeros(3, 8, 8), 0", "import os; os.kill(os.getpid(), 9)")

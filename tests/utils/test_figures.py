@@ -266,6 +266,7 @@ for draw in (
 """
 
 
+@pytest.mark.process
 def test_without_matplotlib_all_modules_import_and_only_drawing_fails():
     command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -82,6 +82,7 @@ def test_whole_spectra_give_the_same_as_ours(recipe):
     assert torch.allclose(our_prediction.grad, their_prediction.grad, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.process
 def test_both_steps_train_the_same_model_on_the_same_loss():
     arguments = {"model": "resnet18", "batch": 4, "size": 64, "device": "cpu"}
     torch.manual_seed(0)

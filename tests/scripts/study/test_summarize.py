@@ -101,6 +101,7 @@ def test_a_missing_cell_leaves_pairs_and_says_so():
     assert compare(one, {str(n): [69.0 + n] for n in range(4, 9)}, alike=True)["test"] == "Welch's t"
 
 
+@pytest.mark.process
 @given(st.integers(2, 30), st.integers(1, 10), st.booleans())
 def test_detectable_and_needed_are_each_others_inverse(units, comparisons, paired):
     variances = [0.04] if paired else [0.04, 0.01]

@@ -472,15 +472,16 @@ class Reads(TorchDispatchMode):
         return operation(*args, **kwargs or {})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_step_waits_for_the_device(precision, monkeypatch):
     """The pretraining step, filter and loss included, and what comes after it; reading `bad_steps` does wait."""
-    words = ["--config", str(ROOT / "configs/sample_pretrain.yaml"), "model.name=resnet18"]
+    words = ["--config", str(ROOT / "configs/sample_pretrain.yaml"), "model.name=resnet18", "data.train_crop_size=32"]
     config = parse_command_line(PretrainConfig, words, "")
     state = make_state(network_from_config(config), precision, clip_grad_norm=3.0, ema_decay=0.9)
     task = MaskedFrequencyModelling.from_config(config, torch.device("cpu"))
     keep_low = torch.tensor([True, False])
-    batches = [(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), keep_low) for _ in range(2)]
+    batches = [(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), keep_low) for _ in range(2)]
     with Reads() as reads:
         for name in ("tolist", "numpy", "cpu"):  # of a CPU's tensor these read memory without an operation
             monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name: reads.noted.append(name) or [0, 0])
