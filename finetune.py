@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
     folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
-    data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
@@ -81,10 +81,10 @@ def main(argv: list[str]) -> int:
         config, job, f"finetuning {config.model.name} on {len(folder)} images",
         first_step=first_step, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
     )  # fmt: skip
-    evaluation = Evaluation(config, job, state, data, log)
-    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
+    evaluation = Evaluation(config, job, state, evaluation_data, log)
+    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of, before=(evaluation,))
     save_checkpoint = SaveCheckpoint(log, state, job, extra_state, before=(evaluation,))
-    hooks = [stop_on_bad_numbers, log, save_checkpoint]
+    hooks = [stop_on_bad_numbers, log, save_checkpoint]  # the evaluation comes below, since signals end it at once
     batches = training_batches(config, job, task, folder, plan, first_step)
     rate = LearningRate(config.schedule, config.optimizer.learning_rate, plan.steps_per_epoch)
     run_due([evaluation], first_step)  # an earlier start may have ended during this evaluation
@@ -94,8 +94,8 @@ def main(argv: list[str]) -> int:
             metrics = training_step(state, step, rate.at(step), batch.micro_batches, task.loss)
             log.count(rate.at(step), metrics, batch.waited)
             # One exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
-            stop_requests, notes = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
-            if notes:
+            stop_requests, replaced_images = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
+            if replaced_images:
                 log.replaced_images(step + 1, job.world.gather(batch.notes))
             run_due(hooks, step + 1)
             if stop_requests:
@@ -104,18 +104,18 @@ def main(argv: list[str]) -> int:
                 log.close_early(step + 1)
                 return EXIT_REQUEUE
             if evaluation.due(step + 1):
-                with stop.suspended():  # this step is saved, so a signal may end the evaluation at once
+                with stop.suspended():  # the step was saved just now, so a signal may end the evaluation at once
                     evaluation.run(step + 1)
 
     # Result
     rows = evaluation.result["results"]
     log.board.add_hparams(config, {"final/top1": rows[0]["top1"]}, plan.total_steps)
-    log.close()
-    job.say(results_table(rows))
+    log.say(results_table(rows))
     job.write_result("result.json", {
         "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
-        "data": {"train": folder.fingerprint(), "val": data.val.fingerprint()}, **evaluation.result,
+        "data": {"train": folder.fingerprint(), "val": evaluation_data.val.fingerprint()}, **evaluation.result,
     })  # fmt: skip
+    log.close()
     return 0
 
 
@@ -231,17 +231,17 @@ def evaluate_model(
     mistakes: Mistakes | None = None,
 ) -> list[dict]:  # fmt: skip
     """A row for each resize size, or each filter of the sweep; `weights` names what was evaluated."""
-    data = config.data
-    normalize = Normalizer(data.mean, data.std, job.world.device)
+    options = config.data
+    normalize = Normalizer(options.mean, options.std, job.world.device)
     if config.run.frequency_sweep:
-        last_bin_squared = 2 * (data.val_crop_size // 2) ** 2
+        last_bin_squared = 2 * (options.val_crop_size // 2) ** 2
         radii = tuple(radius for radius in config.run.sweep_radii if radius**2 <= last_bin_squared)
         views = FilteredViews(normalize, radii)
     else:
-        views = ResizedViews(normalize, data.val_resize_size)
+        views = ResizedViews(normalize, options.val_resize_size)
     batches = batch_loader(
-        EvaluationSamples(folder, data.val_resize_size, data.val_crop_size, data.interpolation),
-        share_of_rank(len(folder), job.world, data.val_batch_size),
+        EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation),
+        share_of_rank(len(folder), job.world, options.val_batch_size),
         workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
     )  # fmt: skip
     rows = evaluate(model, batches, views, len(folder), job.world, mistakes)

@@ -81,8 +81,8 @@ def main(argv: list[str]) -> int:
             metrics = training_step(state, step, rate.at(step), batch.micro_batches, task.loss)
             log.count(rate.at(step), metrics, batch.waited)
             # One exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
-            stop_requests, notes = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
-            if notes:
+            stop_requests, replaced_images = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
+            if replaced_images:
                 log.replaced_images(step + 1, job.world.gather(batch.notes))
             run_due(hooks, step + 1)
             if stop_requests:
@@ -90,13 +90,13 @@ def main(argv: list[str]) -> int:
                 save_checkpoint.run(step + 1, required=True)
                 log.close_early(step + 1)
                 return EXIT_REQUEUE
-    log.close()
 
     # Result
     job.write_result("result.json", {
         "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
         "data": {"train": folder.fingerprint()}, **log.last_line,
     })  # fmt: skip
+    log.close()
     return 0
 
 

@@ -156,7 +156,7 @@ class ClassificationLossOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    name: str = knob("resnet50", "a torchvision ResNet: resnet18…152, resnext50_32x4d, wide_resnet50_2, …",
+    name: str = knob("resnet50", "the trunk, a torchvision ResNet: resnet18…152, resnext50_32x4d, wide_resnet50_2, …",
                      compared=True)
     zero_init_last_batch_norm: bool = knob(False, "each block's last BatchNorm starts at 0 instead of 1")
     sync_batch_norm: bool = knob(False, "BatchNorm statistics over all GPUs")
@@ -248,8 +248,8 @@ class PretrainConfig:
         limit = math.inf if outer is None else outer**2
         half = size // 2
         if not any(radius**2 <= u * u + v * v < limit for u in range(half + 1) for v in range(u + 1)):
-            where = f"at {size} pixels the farthest bin is at {math.sqrt(2) * half:.2f}"
-            problems.append(("filter.radius", f"leaves no high frequency: {where}"))
+            farthest = f"at {size} pixels the farthest bin is at {math.sqrt(2) * half:.2f}"
+            problems.append(("filter.radius", f"leaves no high frequency: {farthest}"))
         return problems
 
 
@@ -292,6 +292,6 @@ def section_problems(config: "PretrainConfig | FinetuneConfig") -> Problems:
     return problems
 
 
-def ordered(section, key: str) -> Problems:
-    low, high = getattr(section, key)
+def ordered(options: object, key: str) -> Problems:
+    low, high = getattr(options, key)
     return [] if low <= high else [(key, f"must have the smaller number first: [{high}, {low}]")]

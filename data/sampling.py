@@ -80,10 +80,6 @@ class BatchPlan:
         """Micro-batches of this rank in an optimizer step."""
         return self.batch_size // (self.images_per_device * self.world_size)
 
-    def micro_batch_number(self, micro_step: int) -> int:
-        """Number, within the global batch, of the micro-batch that this rank takes as its `micro_step`-th."""
-        return self.rank + micro_step * self.world_size
-
     def images_of(self, step: int) -> np.ndarray:
         """The numbers of the images in a step's global batch, in order: (batch_size,)."""
         epoch, batch = divmod(step, self.steps_per_epoch)

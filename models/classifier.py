@@ -20,7 +20,7 @@ from utils.training.step import Metrics
 
 @dataclass(frozen=True)
 class Classification:
-    """The task of finetuning, with the methods that `models.mfm.MaskedFrequencyModelling` has for training.
+    """The task of finetuning. Anything with `draw` and `loss` can be trained in its place.
 
     Args:
         labels: (N,) class numbers of the training images.
@@ -42,7 +42,7 @@ class Classification:
             labels=labels,
         )
 
-    def draw(self, _epoch: int, _index: int, used_index: int) -> int:
+    def draw(self, epoch: int, index: int, used_index: int) -> int:
         """The class number of the image that was used, which replaces an unreadable one."""
         return int(self.labels[used_index])
 

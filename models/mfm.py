@@ -25,7 +25,9 @@ from utils.training.step import Metrics
 class Corruption(Protocol):
     """How an image is spoilt before the network sees it; FrequencyFilter is the method's own."""
 
-    kinds: dict[str, bool]  # what can be done to an image -> the value of `keep_low` that does it
+    # What can be done to an image -> the value of `keep_low` that does it. A corruption that has one way only, such as
+    # blur, has one kind, {"blurred": False}; its task has low_pass_probability 0, and its loss counts all bins.
+    kinds: dict[str, bool]
 
     def __call__(self, images: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) floating point, (B,) bool -> (B, C, H, W)."""
@@ -87,22 +89,30 @@ class MaskedFrequencyModelling:
 
     @classmethod
     def from_config(cls, config: PretrainConfig, device: torch.device) -> "MaskedFrequencyModelling":
-        frequencies, loss = config.filter, config.loss
+        filtering, loss = config.filter, config.loss
         return cls(
             normalize=Normalizer(config.data.mean, config.data.std, device),
             corruption=FrequencyFilter(
-                frequencies.radius, frequencies.outer_radius, frequencies.output, frequencies.clamp
+                radius=filtering.radius,
+                outer_radius=filtering.outer_radius,
+                output=filtering.output,
+                clamp=filtering.clamp,
             ),
             frequency_loss=MaskedFrequencyLoss(
-                frequencies.radius, frequencies.outer_radius, loss.gamma, loss.eps, loss.reduction, loss.scope
+                radius=filtering.radius,
+                outer_radius=filtering.outer_radius,
+                gamma=loss.gamma,
+                eps=loss.eps,
+                reduction=loss.reduction,
+                scope=loss.scope,
             ),
-            low_pass_probability=frequencies.low_pass_probability,
+            low_pass_probability=filtering.low_pass_probability,
             seed=config.run.seed,
-            filter_first=frequencies.order == "filter_first",
+            filter_first=filtering.order == "filter_first",
             gray_target=loss.target == "gray",
         )
 
-    def draw(self, epoch: int, index: int, _used_index: int | None = None) -> bool:
+    def draw(self, epoch: int, index: int, used_index: int | None = None) -> bool:
         """An image's coin, keep_low: a pure function of (seed, epoch, index), tossed in a loader worker."""
         return bool(keyed_numpy(self.seed, "coin", epoch, index).random() < self.low_pass_probability)
 
@@ -131,7 +141,7 @@ class MaskedFrequencyModelling:
 
     @torch.no_grad()
     def show(self, network: nn.Module, images: torch.Tensor) -> dict[str, Reconstruction]:
-        """For each kind of corruption, what the network in evaluation mode makes of images (B, 3, H, W) uint8."""
+        """For each kind of corruption, what the network in evaluation mode predicts of images (B, 3, H, W) uint8."""
         reconstructions = {}
         for kind, value in self.corruption.kinds.items():
             keep_low = torch.full((len(images),), value, device=images.device)

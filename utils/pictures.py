@@ -20,7 +20,7 @@ GAP = 4  # pixels between the images of a sheet
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a network makes of images whose frequencies were removed in one way."""
+    """Predictions for images that were corrupted in one way, as pictures, and how far off they are."""
 
     # "original", "filtered", "prediction" and "combined": (B, 3 or 1, H, W) in [0, 1], not clipped
     pictures: dict[str, torch.Tensor]

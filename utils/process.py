@@ -14,33 +14,39 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside `with`, SIGTERM, SIGUSR1 and Ctrl-C only set `requested`; a second Ctrl-C ends the process."""
+    """Inside `with`, SIGTERM, SIGUSR1 and Ctrl-C only set `requested`; Ctrl-C after another signal ends the process."""
 
     def __enter__(self) -> "StopRequest":
         self.requested = False
-        self.handlers_before = {}
-        for number in STOP_SIGNALS:
-            self.handlers_before[number] = signal.signal(number, self.note)
+        self.take_over()
         return self
 
     def note(self, _number: int, _frame: types.FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
+        self.give_back()
+
+    def take_over(self) -> None:
+        self.handlers_before = {}
+        for number in STOP_SIGNALS:
+            self.handlers_before[number] = signal.signal(number, self.note)
+
+    def give_back(self) -> None:
         for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """Inside, a signal ends the process at once, as it does where nothing has to be saved first."""
-        self.__exit__()
+        self.give_back()
         if self.requested:  # after the ranks last asked each other
             os.kill(os.getpid(), signal.SIGTERM)
         try:
             yield
         finally:
-            self.__enter__()
+            self.take_over()
 
 
 def keep_freed_memory() -> None:

@@ -69,7 +69,7 @@ def command(run: PlannedRun, processes: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Job:
+class RunningRun:
     """A run under way."""
 
     run: PlannedRun
@@ -102,7 +102,7 @@ class Scheduler:
     total: int
     finished: set[PlannedRun]
     waiting: list[PlannedRun]
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[RunningRun] = field(default_factory=list)
     failed: dict[PlannedRun, str] = field(default_factory=dict)
     stopped: bool = False
 
@@ -131,7 +131,7 @@ class Scheduler:
             run = self.next_run()
             if run and all(job.slot != slot for job in self.jobs):
                 self.waiting.remove(run)
-                self.jobs.append(Job(run, slot, self.machine.start(run, slot), time.monotonic()))
+                self.jobs.append(RunningRun(run, slot, self.machine.start(run, slot), time.monotonic()))
 
     def next_run(self) -> PlannedRun | None:
         for run in self.waiting:
@@ -145,7 +145,7 @@ class Scheduler:
         for job in self.jobs:
             job.process.terminate()
 
-    def account_for(self, job: Job) -> None:
+    def account_for(self, job: RunningRun) -> None:
         """Note how a job has ended, and print it."""
         problem = job.problem()
         if not problem:

@@ -54,7 +54,7 @@ class PlannedJob:
         for plan in self.plans():
             for count, keys in enumerate(plan.micro_batches(first_step)):
                 step, micro_step = divmod(count, plan.accumulation)
-                place = (first_step + step, plan.micro_batch_number(micro_step))
+                place = (first_step + step, plan.rank + micro_step * plan.world_size)
                 assert place not in keys_at
                 keys_at[place] = keys
         return keys_at
@@ -131,7 +131,9 @@ def test_a_run_that_is_already_complete_yields_nothing():
 def test_sizes_of_a_plan():
     plan = BatchPlan.make(length=103, batch_size=24, images_per_device=4, rank=2, world_size=3, epochs=5)
     assert (plan.steps_per_epoch, plan.total_steps, plan.accumulation) == (4, 20, 2)
-    assert [plan.micro_batch_number(micro_step) for micro_step in range(2)] == [2, 5]
+    assert [keys for keys, _ in zip(plan.micro_batches(), range(2), strict=False)] == [
+        [(0, image) for image in plan.images_of(0).reshape(6, 4)[number].tolist()] for number in (2, 5)
+    ]
     assert BatchPlan.make(103, 24, None, epochs=5, world_size=3).images_per_device == 8
 
 

@@ -48,11 +48,12 @@ class Board:
         """The matplotlib figure that `draw()` returns. Without matplotlib there is none, and a warning says so once."""
         if not self.active or self.lacks_matplotlib:
             return
-        try:
-            self.add("figure", tag, draw(), step)
-        except ImportError as error:
-            self.lacks_matplotlib = True
-            self.say(f"warning: TensorBoard shows no curves and no matrices ({error}); pip install matplotlib")
+        with self.guard(step, "figure"):
+            try:
+                self.add("figure", tag, draw(), step)
+            except ImportError as error:
+                self.lacks_matplotlib = True
+                self.say(f"warning: TensorBoard shows no curves and no matrices ({error}); pip install matplotlib")
 
     def add_hparams(self, config: FinetuneConfig, scores: dict[str, float], step: int) -> None:
         """A row of the HParams tab, in the run's own folder (SummaryWriter.add_hparams would make another)."""
@@ -60,21 +61,25 @@ class Board:
             self.add("scalar", tag, score, step)
         if self.writer is None:
             return
-        with self.guard(step):
+        with self.guard(step, "HParams"):
             for summary in hparams(compared_settings(config), scores):
                 self.writer.file_writer.add_summary(summary)
 
     @contextlib.contextmanager
-    def guard(self, step: int) -> Iterator[None]:
+    def guard(self, step: int, what: str = "pictures") -> Iterator[None]:
         """Turns any exception inside into a warning: a failed picture must not stop training."""
         try:
             yield
         except Exception as error:
-            self.say(f"warning: step {step}: no pictures ({type(error).__name__}: {first_line(error)})")
+            self.say(f"warning: step {step}: no {what} ({type(error).__name__}: {first_line(error)})")
 
     def close(self) -> None:
-        if self.writer is not None:
+        if self.writer is None:
+            return
+        try:
             self.writer.close()
+        except OSError as error:
+            self.say(f"warning: {self.folder}: the last TensorBoard events cannot be written ({error.strerror})")
 
 
 def compared_settings(config: FinetuneConfig) -> dict[str, float | str]:

@@ -51,8 +51,9 @@ class Job:
             write_json(self.output / name, content | {"seconds": seconds, "resumed": self.resume is not None})
 
     def has_finished(self, first_step: int, total_steps: int) -> bool:
-        """Whether nothing is left to do: all steps were taken, and the result is written."""
-        return first_step == total_steps and (self.output / "result.json").is_file()
+        """Whether nothing is left to do: all steps were taken, and the result is written. All ranks ask together."""
+        has_result = self.world.gather((self.output / "result.json").is_file())[0]  # as rank 0, which wrote it, sees it
+        return has_result and first_step == total_steps
 
 
 def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool = True) -> Job:

@@ -1,4 +1,4 @@
-"""What a run tells of its steps: console with progress or ETA, log.jsonl, TensorBoard. Rank 0 writes; all sum."""
+"""The log of a run: console with progress or ETA, log.jsonl, TensorBoard. All ranks sum, rank 0 writes."""
 
 import contextlib
 import errno
@@ -57,7 +57,7 @@ class RunLog:
         self.bar = None
         self.board = Board(folder, first_step, active=world.rank == 0, say=self.say)
         if world.rank == 0:
-            self.last_line = keep_lines_before(self.path, first_step)
+            self.last_line = drop_lines_after(self.path, first_step)
             if tqdm and sys.stderr.isatty():
                 self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
         self.is_first_line = True
@@ -111,7 +111,7 @@ class RunLog:
         return max(time.monotonic() - self.interval_start, 1e-9)
 
     def over_ranks(self) -> tuple[dict[str, float], float]:
-        """The step's values, means over all ranks, and the share of the interval that ranks waited for data."""
+        """The latest step's values, means over all ranks, and the share of the interval that ranks waited for data."""
         rows = [torch.stack(pair).double() for pair in self.metrics.values()]
         rows.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=rows[0].device))
         *sums, (waited, ranks) = self.world.sum(torch.stack(rows)).tolist()
@@ -227,18 +227,18 @@ def peak_memory(device: torch.device) -> float:
     return kibibytes * 1024 / 1e9
 
 
-def keep_lines_before(path: Path, steps: int) -> dict:
+def drop_lines_after(path: Path, steps: int) -> dict:
     """Drop the lines of log.jsonl after `steps` completed steps, and one cut short. Returns: the last step's line."""
     if not path.exists():
         return {}
-    kept, last = "", {}
+    remaining, last = "", {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, LookupError):
             values = json.loads(line)
             if values["step"] > steps:
                 continue
-            kept += line + "\n"
+            remaining += line + "\n"
             if "loss" in values:
                 last = values
-    write_atomically(path, lambda file: file.write(kept.encode()))
+    write_atomically(path, lambda file: file.write(remaining.encode()))
     return last

@@ -1,4 +1,4 @@
-"""Reading what runs have left in their folders: configs, results, log lines. Scripts need it, training does not."""
+"""Reading what runs have left in their folders: configs, results, log lines."""
 
 import json
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def read_log(path: Path) -> list[dict]:
     return lines
 
 
-def flat(config: dict) -> FlatConfig:
+def flat(config: dict) -> dict[str, object]:
     """{section: {key: value}} as {"section.key": value}."""
     values = {}
     for section, keys in config.items():

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.run.reading import flat
-
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import keys_affecting, to_dict
 from utils.errors import UserError, first_line
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
+from utils.run.reading import flat
 from utils.training.step import TrainingState
 
 if TYPE_CHECKING:
@@ -89,6 +88,11 @@ def read_resume(path: Path, config: PretrainConfig | FinetuneConfig, extra_state
         differences = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
         raise UserError(
             f"{path}: was trained with another config ({differences}); revert it, or pass --allow-config-change"
+        )
+    if before["optimizer.name"] != now["optimizer.name"]:
+        raise UserError(
+            f"{path}: was trained with optimizer.name = {before['optimizer.name']}, whose moments "
+            f"{now['optimizer.name']} cannot take over; start from its weights with --weights and another --output-dir"
         )
     for key, value in extra_state.items():
         if key != "config" and saved.get(key) != value:

@@ -31,7 +31,7 @@ class Views(Protocol):
 
 
 @contextlib.contextmanager
-def in_evaluation(model: nn.Module):
+def in_evaluation(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm takes its running statistics; after it the model is as it was, also after an error."""
     was_training = model.training
     model.eval()

@@ -54,13 +54,18 @@ class StopOnBadNumbers:
 
     Args:
         images_of: the numbers of the images of a step, counted from 0.
+        before: other hooks before which to look, such as an evaluation.
     """
 
-    def __init__(self, log: "RunLog", state: TrainingState, job: "Job", images_of: Callable[[int], np.ndarray]):
+    def __init__(
+        self, log: "RunLog", state: TrainingState, job: "Job", images_of: Callable[[int], np.ndarray],
+        before: tuple[Hook, ...] = (),
+    ):  # fmt: skip
         self.log, self.state, self.job, self.images_of = log, state, job, images_of
+        self.before = before
 
     def due(self, step: int) -> bool:
-        return self.log.due(step)
+        return self.log.due(step) or any(hook.due(step) for hook in self.before)
 
     def run(self, _step: int) -> None:
         """Raises: UserError with the bad step, its images and the last good checkpoint."""
@@ -119,7 +124,7 @@ class ShowsReconstructions(Protocol):
 
 
 class ShowReconstructions:
-    """Rank 0 shows in TensorBoard what the model makes of the same few images, and how far off it is by frequency.
+    """Rank 0 shows in TensorBoard the predictions for the same few images, and how far off they are by frequency.
 
     Nothing that training uses is changed, and no random number is drawn.
 

@@ -1,11 +1,12 @@
 """One optimizer step, shared by pretraining and finetuning, and the state it works on.
 
-Nothing here waits for the device: a step whose numbers are not finite undoes itself, and is reported later.
+A step does not wait for the device, but for the first one of an optimizer that is not a fused Adam: a step whose
+numbers are not finite undoes itself, and is reported later.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -17,11 +18,19 @@ from utils.seeding import keyed_torch
 from utils.training.evaluation import in_evaluation
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
-# What a micro-batch's random numbers are keyed by. The name is older than dropout's part in it; another would change
-# every finetuning.
-PURPOSE = "mixing"
+MICRO_BATCH_PURPOSE = "mixing"  # named after mixup, its first use; another name would change every finetuning
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count), both scalars on the device
 LossFunction = Callable[..., tuple[torch.Tensor, Metrics]]  # (network, *micro_batch) -> mean loss, further metrics
+
+
+class Task(Protocol):
+    """What can be trained: models.mfm.MaskedFrequencyModelling, models.classifier.Classification."""
+
+    def draw(self, epoch: int, index: int, used_index: int) -> bool | int:
+        """What the loss needs besides an image, in a loader worker; `used_index` may replace an unreadable image."""
+
+    def loss(self, network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """Images (B, 3, S, S) uint8 on the device, what was drawn for them (B,) -> mean loss, metrics to log."""
 
 
 class BadSteps(NamedTuple):
@@ -32,6 +41,10 @@ class BadSteps(NamedTuple):
     longest_row: torch.Tensor
     longest_row_start: torch.Tensor
     total: torch.Tensor
+
+    @classmethod
+    def none(cls, device: torch.device) -> "BadSteps":
+        return cls(*torch.zeros(5, dtype=torch.int64, device=device))
 
     def count(self, step: int, bad: torch.Tensor) -> "BadSteps":
         """With one step more; `bad`, a bool on the device, is not read."""
@@ -71,7 +84,8 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.ema_decay = ema_decay
         self.average = None if ema_decay is None else AveragedModel(model)
-        self.bad_steps = BadSteps(*torch.zeros(5, dtype=torch.int64, device=self.device))
+        self.bad_steps = BadSteps.none(self.device)
+        self.has_updated = False  # the optimizer, in this process
 
     def state_dict(self) -> dict:
         return {
@@ -148,7 +162,7 @@ def training_step(
         number = state.world.rank + micro_step * state.world.size
         exchange_gradients = micro_step == len(micro_batches) - 1
         with contextlib.ExitStack() as stack:
-            stack.enter_context(keyed_torch(state.seed, PURPOSE, step, number, device=state.device))
+            stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
             if state.replica is not state.model and not exchange_gradients:
                 stack.enter_context(state.replica.no_sync())
             with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
@@ -161,9 +175,11 @@ def training_step(
     bad = ~grad_norm.isfinite()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    guarded_update(state.optimizer, bad)
+    guarded_update(state, bad)
     state.scaler.update()
-    put_back_where(bad, state.model.buffers(), buffers_before)
+    with torch.no_grad():
+        for buffer, old in zip(state.model.buffers(), buffers_before, strict=True):
+            torch.where(bad, old, buffer, out=buffer)
     if state.average is not None:
         update_average(state, bad)
     state.bad_steps = state.bad_steps.count(step, bad)
@@ -186,25 +202,30 @@ def add_metrics(totals: Metrics, metrics: Metrics) -> None:
 
 
 @torch.no_grad()
-def guarded_update(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+def guarded_update(state: TrainingState, bad: torch.Tensor) -> None:
     """The optimizer's update, without effect where `bad`, a bool on the device, is true.
 
-    A fused Adam leaves weights and moments alone by itself where `found_inf` is 1. Around any other optimizer, all that
-    it may change is copied before and put back, which costs two passes over weights and moments. Numbers that an
-    optimizer keeps outside of tensors, such as a count of steps, do advance.
+    A fused Adam leaves weights and moments alone by itself where `found_inf` is 1. Around any other optimizer, the
+    weights and the tensors in its state are copied before and put back, which costs two passes over them. What it
+    keeps elsewhere does advance: Python numbers, and on a GPU the counts of steps that torch keeps on the CPU.
     """
+    optimizer = state.optimizer
     if masks_its_update(optimizer):
         optimizer.found_inf = bad.float()
         optimizer.step()
         return
-    if not optimizer.state:
-        # The first update makes the moments, so there is nothing to put back yet: here alone the flag is read.
+    if not state.has_updated:
+        # The first update may make the moments, so there is nothing to put back yet: here alone the flag is read.
         if not bad.item():
             optimizer.step()
+            state.has_updated = True
         return
-    before = [tensor.clone() for tensor in changed_by(optimizer)]
+    before = {key: tensor.clone() for key, tensor in changed_by(optimizer).items()}
     optimizer.step()
-    put_back_where(bad, changed_by(optimizer), before)
+    for key, tensor in changed_by(optimizer).items():
+        # A moment that this update has made, of a parameter without gradients so far, starts from zero.
+        old = before[key] if key in before else torch.zeros_like(tensor)
+        torch.where(bad, old, tensor, out=tensor)
 
 
 def masks_its_update(optimizer: torch.optim.Optimizer) -> bool:
@@ -213,20 +234,16 @@ def masks_its_update(optimizer: torch.optim.Optimizer) -> bool:
     return all(group["fused"] for group in optimizer.param_groups)
 
 
-def changed_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The weights and all tensors of the optimizer's state, in an order that stays the same."""
-    tensors = []
+def changed_by(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], torch.Tensor]:
+    """The weights, and the tensors of the optimizer's state that are on their device, by parameter and name."""
+    tensors = {}
     for group in optimizer.param_groups:
-        tensors += group["params"]
-    for state in optimizer.state.values():
-        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        for parameter in group["params"]:
+            tensors[id(parameter), "weight"] = parameter
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.device == parameter.device:
+                    tensors[id(parameter), f"state {name}"] = value
     return tensors
-
-
-@torch.no_grad()
-def put_back_where(bad: torch.Tensor, tensors: Iterable[torch.Tensor], before: list[torch.Tensor]) -> None:
-    for tensor, old in zip(tensors, before, strict=True):
-        torch.where(bad, old, tensor, out=tensor)
 
 
 @torch.no_grad()

@@ -119,6 +119,13 @@ def test_another_data_set_is_refused(checkpoints):
             read_resume(path, config("--allow-config-change"), {"classes": classes})
 
 
+def test_another_optimizer_cannot_take_over_the_moments(checkpoints):
+    path = saved_by(checkpoints)
+    message = "was trained with optimizer.name = adamw, whose moments sgd cannot take over; .*--weights"
+    with pytest.raises(UserError, match=message):
+        read_resume(path, config("optimizer.name=sgd", "--allow-config-change"), {})
+
+
 @pytest.mark.parametrize("content", [{"model": {}}, {"model": {}, "config": {}}])
 def test_weights_alone_cannot_be_resumed(checkpoints, content):
     path = checkpoints.save(5, content)

@@ -55,7 +55,7 @@ class Run:
         )
         self.log = RunLog(folder, CPU, every_steps=2, first_step=0, total_steps=6, steps_per_epoch=3, batch_size=8)
         self.save = SaveCheckpoint(self.log, self.state, self.job, {"classes": ["ant"]}, before)
-        self.stop = StopOnBadNumbers(self.log, self.state, self.job, lambda step: np.arange(8) + 8 * step)
+        self.stop = StopOnBadNumbers(self.log, self.state, self.job, lambda step: np.arange(8) + 8 * step, before)
 
     def take(self, step, factor=1.0):
         """One step, counted from 0, and the hooks after it."""
@@ -87,6 +87,17 @@ def test_a_bad_step_is_never_saved_and_ends_the_run_at_the_next_line(tmp_path):
     with pytest.raises(UserError, match=r"(?s)not finite in step 3 \(epoch 0, images number 16, 17.*step_00000002\.pt"):
         run.take(3)
     assert run.saved() == [1, 2]
+
+
+def test_a_bad_step_between_two_log_lines_ends_the_run_before_an_evaluation(tmp_path):
+    evaluation = Every(3, last=6)
+    run = Run(tmp_path, before=(evaluation,))
+    run.log.every = Every(50, last=6)
+    run.take(0)
+    run.take(1, factor=float("nan"))
+    with pytest.raises(UserError, match="not finite in step 2 "):
+        run.take(2)
+    assert run.saved() == []
 
 
 def test_the_checkpoint_of_a_stop_is_not_written_twice(tmp_path, monkeypatch):

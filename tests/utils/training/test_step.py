@@ -15,7 +15,7 @@ from tests.support.launch import ROOT
 from utils.config import parse_command_line
 from utils.distributed import World
 from utils.training.optimizer import OPTIMIZERS, make_optimizer
-from utils.training.step import OVERFLOWS_IN_A_ROW, TrainingState, training_step
+from utils.training.step import OVERFLOWS_IN_A_ROW, TrainingState, changed_by, training_step
 
 BETAS, DECAY = (0.9, 0.95), 0.05
 FLOATS = [torch.float64, torch.float32]
@@ -540,6 +540,54 @@ def test_any_optimizers_state_goes_on_bit_identically(optimizer):
     for one in (state, resumed):
         take(one, range(3, 6), dtype=torch.float32)
     assert_identical(tensors(state), tensors(resumed))
+
+
+class LateState(torch.optim.SGD):
+    """SGD that makes a second moment of its own at its third update, as lookahead methods do."""
+
+    updates = 0
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        self.updates += 1
+        for parameter in self.param_groups[0]["params"]:
+            if self.updates >= 3:
+                slow = self.state[parameter].setdefault("slow", torch.zeros_like(parameter))
+                slow += parameter.grad
+
+
+def test_a_moment_that_a_bad_update_makes_starts_from_zero():
+    state = make_state(optimizer=lambda model: LateState(model.parameters(), momentum=0.9))
+    take(state, range(2), dtype=torch.float32)
+    before = tensors(state)
+    take(state, [2], dtype=torch.float32, how=nan_input)
+    after = tensors(state)
+    assert_identical(before, {name: after[name] for name in before})
+    made = [tensor for name, tensor in after.items() if name.endswith(".slow")]
+    assert made and all((tensor == 0).all() for tensor in made)
+
+
+def test_a_count_on_another_device_is_left_to_the_optimizer():
+    """As torch's own on a GPU, whose counts of steps are on the CPU: a bad flag on the GPU cannot be read for them."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "momentum_buffer": torch.zeros_like(parameter),
+            "step": torch.ones((), device="meta"),
+        }
+    names = {name for _, name in changed_by(optimizer)}
+    assert names == {"weight", "state momentum_buffer"}
+
+
+def test_only_the_first_update_of_a_process_reads_the_flag():
+    state = make_state(optimizer=lambda model: torch.optim.SGD(model.parameters()))  # it never has any state
+    with Reads() as reads:
+        take(state, [0], dtype=torch.float32)
+        assert reads.noted == ["aten::_local_scalar_dense"]
+        take(state, [1, 2], dtype=torch.float32)
+    assert reads.noted == ["aten::_local_scalar_dense"]
 
 
 # Numbers drawn in a forward pass.
