@@ -24,7 +24,8 @@ def train_transform(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Random resized crop, then horizontal flip, then RandAugment.
 
-    It draws from torch's CPU generator: call it inside `keyed_torch`.
+    It draws from torch's CPU generator: call it inside `keyed_torch`. A new operation belongs at the end, where it does
+    not move what the others draw.
 
     Args:
         crop_size: side of the result in pixels.

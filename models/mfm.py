@@ -30,7 +30,10 @@ class Corruption(Protocol):
     kinds: dict[str, bool]
 
     def __call__(self, images: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) floating point, (B,) bool -> (B, C, H, W)."""
+        """(B, C, H, W) floating point, (B,) bool -> (B, C, H, W).
+
+        The images are pixels in [0, 1] with `filter_first`, else they are normalised.
+        """
 
     def kept(self, kind: str, height: int, width: int, device: torch.device) -> torch.Tensor:
         """The bins that come through unchanged: (U, V) bool."""

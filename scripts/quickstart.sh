@@ -21,6 +21,6 @@ python scripts/study/summarize.py runs/sample_finetune_mfm runs/sample_finetune_
 cat <<'END'
 
 This shows that the pipeline works, and ranks nothing: 4,000 images, minutes of training, one seed.
-What the network makes of filtered images: runs/sample_pretrain/reconstruction.png
+The network's predictions for filtered images: runs/sample_pretrain/reconstruction.png
 Curves: source .venv/bin/activate && tensorboard --logdir runs
 END

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import finetune
-import pretrain
 from data.sampling import BatchPlan
 from losses.classification import ClassificationLoss
 from losses.frequency import MaskedFrequencyLoss
 from tests.support.comparing import assert_same_state, log_lines, mathematics
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, endings, overriding, start, torchrun
+from tests.support.launch import FINETUNE, PRETRAIN, endings, finetune, overriding, pretrain, start, torchrun
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
@@ -46,33 +44,37 @@ def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
 def test_pretrain_finetune_and_evaluate_on_two_ranks(images, tmp_path):
     """The README's three commands under torchrun, small."""
     data = ["--data-path", str(images), *BATCH]
-    code, told = torchrun(2, "pretrain.py", *PRETRAIN, *data, "--epochs", "1", "--output-dir", str(tmp_path / "mfm"))
-    assert code == 0, told
+    code, printed = torchrun(2, "pretrain.py", *PRETRAIN, *data, "--epochs", "1", "--output-dir", str(tmp_path / "mfm"))
+    assert code == 0, printed
     assert [line["step"] for line in log_lines(tmp_path / "mfm")] == [1, 2, 3]
     checkpoint = tmp_path / "mfm/checkpoints/last.pt"
     assert os.readlink(checkpoint) == "step_00000003.pt"
 
     words = ["--weights", str(checkpoint), "--output-dir", str(tmp_path / "bce")]
-    code, told = torchrun(2, "finetune.py", *FINETUNE, *data, "--epochs", "1", "--val-resize-size", "32", *words)
-    assert code == 0, told
-    assert "120 tensors matched, 2 (decoder.0.weight, decoder.0.bias) of the file left over, 2 (fc.weight" in told
+    code, printed = torchrun(2, "finetune.py", *FINETUNE, *data, "--epochs", "1", "--val-resize-size", "32", *words)
+    assert code == 0, printed
+    assert "120 tensors matched, 2 (decoder.0.weight, decoder.0.bias) of the file left over, 2 (fc.weight" in printed
 
     sizes = ["--eval-only", "--val-resize-size", "32", "36", "40"]
     words = ["--weights", str(tmp_path / "bce/checkpoints/last.pt"), "--output-dir", str(tmp_path / "bce")]
-    code, told = torchrun(2, "finetune.py", *FINETUNE, *sizes, "--data-path", str(images), *words)
-    assert code == 0, told
-    assert [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][1:] == ["32", "36", "40"]
+    code, printed = torchrun(2, "finetune.py", *FINETUNE, *sizes, "--data-path", str(images), *words)
+    assert code == 0, printed
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")][1:] == [
+        "32",
+        "36",
+        "40",
+    ]
     trained = json.loads((tmp_path / "bce/result.json").read_text())["results"]
     evaluated = json.loads((tmp_path / "bce/evaluation.json").read_text())["results"]
     assert [row["images"] for row in evaluated] == [9, 9, 9]
     assert evaluated[0] == trained[0]
 
 
-@pytest.mark.parametrize("main, words", [(pretrain.main, PRETRAIN), (finetune.main, FINETUNE)])
+@pytest.mark.parametrize("main, words", [(pretrain, PRETRAIN), (finetune, FINETUNE)])
 def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_path):
     """Bit for bit: with accumulation, EMA, mixing and augmentation, and another number of workers after resuming."""
     more = ["--epochs", "2", "optimizer.ema_decay=0.9", "checkpoint.every_steps=1", "checkpoint.keep=9"]
-    if main is finetune.main:
+    if main is finetune:
         more += ["data.mixup_alpha=0.1", "data.cutmix_alpha=1", "data.rand_augment_ops=2", "--val-resize-size", "32"]
     assert run(main, words, images, tmp_path / "whole", *more) == 0
     part = tmp_path / "part"
@@ -80,11 +82,11 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(main, words, images, tmp_pa
     shutil.copy(tmp_path / "whole/checkpoints/step_00000002.pt", part / "checkpoints")
     lines = (tmp_path / "whole/log.jsonl").read_text().splitlines(keepends=True)
     (part / "log.jsonl").write_text("".join(lines[:4]) + '{"step": 5, "lo')  # a later line, and one cut short
-    where = "auto" if main is finetune.main else str(tmp_path / "whole/checkpoints/step_00000002.pt")
+    where = "auto" if main is finetune else str(tmp_path / "whole/checkpoints/step_00000002.pt")
     assert run(main, words, images, part, *more, "--resume", where, "data.workers=2") == 0
     assert_same_state(tmp_path / "whole/checkpoints/last.pt", part / "checkpoints/last.pt")
     assert mathematics(part) == mathematics(tmp_path / "whole")
-    if main is finetune.main:
+    if main is finetune:
         results = [json.loads((tmp_path / name / "result.json").read_text())["results"] for name in ("whole", "part")]
         assert results[0] == results[1] and {row["weights"] for row in results[0]} == {"model", "ema"}
 
@@ -95,9 +97,9 @@ def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
     shutil.copytree(images, broken)
     (broken / "train/bee/4.png").write_bytes(b"\x89PNG\r\n\x1a\n, the rest is missing")
     words = [*PRETRAIN, *BATCH, "--data-path", str(broken), "--output-dir", str(tmp_path / "out"), "--epochs", "3"]
-    code, told = torchrun(2, "pretrain.py", *overriding(words, "data.workers=1"))
+    code, printed = torchrun(2, "pretrain.py", *overriding(words, "data.workers=1"))
     assert code != 0
-    lines = [line for line in told.splitlines() if "] error: " in line]
+    lines = [line for line in printed.splitlines() if "] error: " in line]
     [line] = [line for line in lines if "did not answer" not in line]  # as the other may say of the first, in time
     assert str(broken / "train/bee/4.png") in line and "not a readable image" in line
 
@@ -107,16 +109,16 @@ def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(
     with pytest.raises(
         UserError, match=r"(?s)not finite in step \d+ \(epoch \d, images number .*step_\d+\.pt\.\nTry a lower"
     ):
-        run(pretrain.main, PRETRAIN, images, tmp_path, *more, "optimizer.learning_rate=1e36")
+        run(pretrain, PRETRAIN, images, tmp_path, *more, "optimizer.learning_rate=1e36")
     saved = sorted((tmp_path / "checkpoints").glob("step_*.pt"))
     assert saved and len(saved) < 12
     for tensor in read_checkpoint(saved[-1])["model"].values():
         assert tensor.isfinite().all()
     assert all(line["loss"] == line["loss"] for line in log_lines(tmp_path))
-    told = json.loads((tmp_path / "not_finite.json").read_text())
+    report = json.loads((tmp_path / "not_finite.json").read_text())
     plan = BatchPlan.make(length=27, batch_size=8, images_per_device=4, epochs=4)
-    assert told["images"] == plan.images_of(told["step"] - 1).tolist() and len(told["images"]) == 8
-    assert (told["epoch"], told["checkpoint"]) == ((told["step"] - 1) // 3, str(saved[-1]))
+    assert report["images"] == plan.images_of(report["step"] - 1).tolist() and len(report["images"]) == 8
+    assert (report["epoch"], report["checkpoint"]) == ((report["step"] - 1) // 3, str(saved[-1]))
 
 
 def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypatch):
@@ -125,13 +127,13 @@ def test_a_nan_between_two_log_lines_ends_the_run_too(images, tmp_path, monkeypa
     calls = iter(range(1000))
     monkeypatch.setattr(MaskedFrequencyLoss, "reduce", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1))
     with pytest.raises(UserError, match=r"(?s)not finite in step 3 \(epoch 0, .*last good checkpoint: none yet"):
-        run(pretrain.main, PRETRAIN, images, tmp_path, "--epochs", "3", "logging.every_steps=50")
+        run(pretrain, PRETRAIN, images, tmp_path, "--epochs", "3", "logging.every_steps=50")
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside_and_other_classes_are_refused(images, tmp_path):
     more = ["--epochs", "1", "checkpoint.every_steps=1", "--val-resize-size", "32"]
-    run(finetune.main, FINETUNE, images, tmp_path / "out", *more)
+    run(finetune, FINETUNE, images, tmp_path / "out", *more)
     whole = read_checkpoint(tmp_path / "out/checkpoints/last.pt")
     renamed = tmp_path / "images"
     shutil.copytree(images, renamed)
@@ -139,8 +141,8 @@ def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside_and_other_clas
         (renamed / part / "bee").rename(renamed / part / "wasp")
     earlier = str(tmp_path / "out/checkpoints/step_00000001.pt")
     with pytest.raises(UserError, match="other data: classes differ"):
-        run(finetune.main, FINETUNE, renamed, tmp_path / "out", *more, "--resume", earlier)
-    run(finetune.main, FINETUNE, images, tmp_path / "out", *more, "--resume", earlier)
+        run(finetune, FINETUNE, renamed, tmp_path / "out", *more, "--resume", earlier)
+    run(finetune, FINETUNE, images, tmp_path / "out", *more, "--resume", earlier)
     names = {path.name for path in (tmp_path / "out/checkpoints").iterdir()}
     assert {"step_00000002.pt.abandoned", "step_00000003.pt.abandoned", "step_00000003.pt"} <= names
     again = read_checkpoint(tmp_path / "out/checkpoints/last.pt")["model"]
@@ -160,25 +162,25 @@ def no_root(root):
 
 
 @pytest.mark.parametrize(
-    "main, words, spoil, more, told",
+    "main, words, spoil, more, message",
     [
-        (finetune.main, FINETUNE, missing_in_val, [], "val: its class folders are not those.*missing bee"),
-        (finetune.main, FINETUNE, empty_class, [], "train/dog: this class has no image"),
-        (pretrain.main, PRETRAIN, no_root, [], "train: no such image folder.*--data-path"),
-        (pretrain.main, PRETRAIN, None, ["train.images_per_device=3"], "8: does not divide.*nearest that do: 6 or 9"),
-        (pretrain.main, PRETRAIN, None, ["--batch-size", "32"], "32: more than the 27 training images"),
-        (finetune.main, FINETUNE, None, ["--eval-only", "--weights", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
-        (finetune.main, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: no such trunk; there are"),
-        (pretrain.main, PRETRAIN, None, ["model.sync_batch_norm=true"], "sync_batch_norm.*GPUs only"),
-        (pretrain.main, PRETRAIN, None, ["data.train_crop_size=40"], "40: must be a multiple .* stride 32: 32 or 64"),
+        (finetune, FINETUNE, missing_in_val, [], "val: its class folders are not those.*missing bee"),
+        (finetune, FINETUNE, empty_class, [], "train/dog: this class has no image"),
+        (pretrain, PRETRAIN, no_root, [], "train: no such image folder.*--data-path"),
+        (pretrain, PRETRAIN, None, ["train.images_per_device=3"], "8: does not divide.*nearest that do: 6 or 9"),
+        (pretrain, PRETRAIN, None, ["--batch-size", "32"], "32: more than the 27 training images"),
+        (finetune, FINETUNE, None, ["--eval-only", "--weights", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (finetune, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: no such trunk; there are"),
+        (pretrain, PRETRAIN, None, ["model.sync_batch_norm=true"], "sync_batch_norm.*GPUs only"),
+        (pretrain, PRETRAIN, None, ["data.train_crop_size=40"], "40: must be a multiple .* stride 32: 32 or 64"),
     ],
 )
-def test_bad_input_is_told(main, words, spoil, more, told, images, tmp_path):
+def test_bad_input_is_refused_with_a_reason(main, words, spoil, more, message, images, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(images, root)
     if spoil:
         spoil(root)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run(main, words, root, tmp_path / "out", *more)
     assert not (tmp_path / "out/checkpoints").exists()
 
@@ -197,16 +199,16 @@ def test_weights_that_run_code_or_do_not_fit_are_refused(images, tmp_path):
     (tmp_path / "legacy.pt").write_bytes(pickle.dumps({"model": Payload(trace)}))
     for name in ("zip.pt", "legacy.pt"):
         with pytest.raises(UserError, match=f"{name}: (refused|not a checkpoint)"):
-            run(finetune.main, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / name))
+            run(finetune, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / name))
     assert not trace.exists()
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "config": {}}, tmp_path / "shape.pt")
     with pytest.raises(UserError, match=r"shape.pt: no trunk tensor matches"):
-        run(finetune.main, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / "shape.pt"))
+        run(finetune, FINETUNE, images, tmp_path / "out", "--weights", str(tmp_path / "shape.pt"))
 
 
 def test_a_stop_at_the_end_of_an_epoch_stops_before_the_evaluation_which_is_made_up_for(images, tmp_path, monkeypatch):
     more = ["--epochs", "2", "run.evaluate_every_epochs=1", "--val-resize-size", "32"]
-    run(finetune.main, FINETUNE, images, tmp_path / "whole", *more)
+    run(finetune, FINETUNE, images, tmp_path / "whole", *more)
     real, calls = ClassificationLoss.__call__, iter(range(1000))
 
     def signalled(*arguments):
@@ -215,16 +217,16 @@ def test_a_stop_at_the_end_of_an_epoch_stops_before_the_evaluation_which_is_made
         return real(*arguments)
 
     monkeypatch.setattr(ClassificationLoss, "__call__", signalled)
-    assert run(finetune.main, FINETUNE, images, tmp_path / "part", *more) == 75
+    assert run(finetune, FINETUNE, images, tmp_path / "part", *more) == 75
     assert read_checkpoint(tmp_path / "part/checkpoints/last.pt")["step"] == 3
-    assert run(finetune.main, FINETUNE, images, tmp_path / "part", *more, "--resume", "auto") == 0
+    assert run(finetune, FINETUNE, images, tmp_path / "part", *more, "--resume", "auto") == 0
     results = [json.loads((tmp_path / name / "result.json").read_text())["results"] for name in ("whole", "part")]
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("main, words", [(pretrain.main, PRETRAIN), (finetune.main, FINETUNE)])
+@pytest.mark.parametrize("main, words", [(pretrain, PRETRAIN), (finetune, FINETUNE)])
 def test_a_finished_run_that_is_started_again_says_so_and_changes_nothing(main, words, images, tmp_path, capsys):
-    more = ["--epochs", "1", *(["--val-resize-size", "32"] if main is finetune.main else [])]
+    more = ["--epochs", "1", *(["--val-resize-size", "32"] if main is finetune else [])]
     assert run(main, words, images, tmp_path, *more) == 0
 
     def contents():
@@ -242,25 +244,26 @@ def test_a_finished_run_that_is_started_again_says_so_and_changes_nothing(main, 
 def test_sgd_with_momentum_trains_and_resumes_exactly(images, tmp_path):
     more = ["--epochs", "2", "optimizer.name=sgd", "optimizer.learning_rate=0.01", "checkpoint.every_steps=1"]
     more += ["checkpoint.keep=9", "--val-resize-size", "32"]
-    assert run(finetune.main, FINETUNE, images, tmp_path / "whole", *more) == 0
+    assert run(finetune, FINETUNE, images, tmp_path / "whole", *more) == 0
     part = tmp_path / "part"
     (part / "checkpoints").mkdir(parents=True)
     shutil.copy(tmp_path / "whole/checkpoints/step_00000002.pt", part / "checkpoints")
-    assert run(finetune.main, FINETUNE, images, part, *more, "--resume", "auto") == 0
+    assert run(finetune, FINETUNE, images, part, *more, "--resume", "auto") == 0
     assert_same_state(tmp_path / "whole/checkpoints/last.pt", part / "checkpoints/last.pt")
     saved = read_checkpoint(part / "checkpoints/last.pt")
     assert {name for state in saved["optimizer"]["state"].values() for name in state} == {"momentum_buffer"}
 
 
 def test_a_signal_outside_of_training_ends_at_once_with_the_code_to_requeue_on(images, tmp_path):
-    program = "import os, signal, sys, finetune; from utils.distributed import run_entry\n"
-    program += (
-        "finetune.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\nrun_entry(finetune.main, sys.argv[1:])"
+    program = (
+        "import os, runpy, signal\nfrom utils.training import evaluation\n"
+        "evaluation.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "runpy.run_path('finetune.py', run_name='__main__')"
     )
     words = overriding([*FINETUNE, *BATCH], "--epochs", "1", "--data-path", str(images), "--val-resize-size", "32")
     command = [sys.executable, "-c", program, *words, "--output-dir", str(tmp_path)]
-    [(code, told)] = endings([start(command)])
-    assert code == 75 and "stopped on request, outside of training steps" in told, told
+    [(code, printed)] = endings([start(command)])
+    assert code == 75 and "stopped on request, outside of training steps" in printed, printed
     assert read_checkpoint(tmp_path / "checkpoints/last.pt")["step"] == 3
 
 
@@ -275,21 +278,21 @@ def test_a_save_at_the_end_of_an_epoch_may_fail_where_that_is_allowed(images, tm
     monkeypatch.setattr(Checkpoints, "save", full)
     more = ["--epochs", "2", "run.evaluate_every_epochs=1", "--val-resize-size", "32"]
     with pytest.raises(UserError, match="no room"):
-        run(finetune.main, FINETUNE, images, tmp_path / "stop", *more)
-    assert run(finetune.main, FINETUNE, images, tmp_path / "on", *more, "checkpoint.on_save_error=continue") == 0
+        run(finetune, FINETUNE, images, tmp_path / "stop", *more)
+    assert run(finetune, FINETUNE, images, tmp_path / "on", *more, "checkpoint.on_save_error=continue") == 0
     assert "warning: no room\nTraining goes on" in capsys.readouterr().out
 
 
 def test_an_output_directory_in_use_is_refused_and_left_alone(images, tmp_path):
     more = ["--epochs", "1"]
-    run(pretrain.main, PRETRAIN, images, tmp_path, *more)
+    run(pretrain, PRETRAIN, images, tmp_path, *more)
 
     def contents():
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "run.lock"}
 
     before = contents()
     with pytest.raises(UserError, match=r"holds checkpoints of an earlier run \(step_00000003.pt\).*--resume auto"):
-        run(pretrain.main, PRETRAIN, images, tmp_path, *more)
+        run(pretrain, PRETRAIN, images, tmp_path, *more)
     with pytest.raises(UserError, match="another config .*filter.radius: 3.0 -> 4.0"):
-        run(pretrain.main, PRETRAIN, images, tmp_path, *more, "--resume", "auto", "filter.radius=4")
+        run(pretrain, PRETRAIN, images, tmp_path, *more, "--resume", "auto", "filter.radius=4")
     assert contents() == before

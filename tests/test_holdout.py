@@ -12,12 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import finetune
-import pretrain
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder, is_held_out
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, overriding
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
 from utils.config import keys_affecting
 from utils.errors import UserError
 
@@ -121,7 +119,7 @@ def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_th
 
     monkeypatch.setattr(ImageFolder, "path", recording)
     more = ["data.holdout_fraction=0.4", "schedule.epochs=3", "logging.pictures_every_steps=null"]
-    pretrained = run(pretrain.main, PRETRAIN, images, tmp_path / "mfm", *more)
+    pretrained = run(pretrain, PRETRAIN, images, tmp_path / "mfm", *more)
     assert set(read) <= {f"train/{path}" for path in paths_of(original, train)} and len(read) > 20
     assert pretrained["data"] == {"train": train.fingerprint()}
 
@@ -129,7 +127,7 @@ def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_th
     sizes = ["--val-resize-size", "32", "36", "40"]
     more = ["data.holdout_fraction=0.4", "--select-val-resize-size", *sizes]
     weights = ["--weights", str(tmp_path / "mfm/checkpoints/last.pt")]
-    result = run(finetune.main, FINETUNE, images, tmp_path / "selected", *more, *weights)
+    result = run(finetune, FINETUNE, images, tmp_path / "selected", *more, *weights)
     trained = read[: read.index(f"train/{sorted(paths_of(original, held))[0]}")]
     assert not set(trained) & {f"train/{path}" for path in paths_of(original, held)}
     evaluated = read[len(trained) :]
@@ -137,19 +135,19 @@ def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_th
     shown = min(8, 12 - result["results"][0]["top1_count"])  # mistakes, for whose picture and name their path is asked
     assert sum(path.startswith("val/") for path in evaluated) == 12 + 2 * shown  # val once
 
-    told = result["val_resize_size"]
-    assert told["chosen"] == "on held-out images of train"
-    assert [(row["val_resize_size"], row["images"]) for row in told["held_out"]] == [
+    settled = result["val_resize_size"]
+    assert settled["chosen"] == "on held-out images of train"
+    assert [(row["val_resize_size"], row["images"]) for row in settled["held_out"]] == [
         (s, len(held)) for s in (32, 36, 40)
     ]
-    best = max(told["held_out"], key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
+    best = max(settled["held_out"], key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
     assert [(row["val_resize_size"], row["images"]) for row in result["results"]] == [(best, 12)]
     assert (tmp_path / "selected/pretraining.yaml").read_text().startswith("run:")
     assert result["data"] == {"train": train.fingerprint(), "val": ImageFolder(str(images / "val")).fingerprint()}
 
     finetuned = ["--weights", str(tmp_path / "selected/checkpoints/last.pt"), "--eval-only"]
-    again = run(finetune.main, FINETUNE, images, tmp_path / "again", *finetuned, "--select-val-resize-size", *sizes)
-    assert again["results"] == result["results"] and again["val_resize_size"] == told
+    again = run(finetune, FINETUNE, images, tmp_path / "again", *finetuned, "--select-val-resize-size", *sizes)
+    assert again["results"] == result["results"] and again["val_resize_size"] == settled
 
 
 def paths_of(original, folder: ImageFolder) -> set[str]:
@@ -158,17 +156,17 @@ def paths_of(original, folder: ImageFolder) -> set[str]:
 
 @pytest.mark.process
 def test_without_selection_the_result_says_so_and_a_leaking_pretraining_is_warned_of(images, tmp_path, capsys):
-    run(pretrain.main, PRETRAIN, images, tmp_path / "mfm")
+    run(pretrain, PRETRAIN, images, tmp_path / "mfm")
     words = ["data.holdout_fraction=0.4", "--weights", str(tmp_path / "mfm/checkpoints/last.pt")]
     sizes = ["--val-resize-size", "32", "36"]
-    result = run(finetune.main, FINETUNE, images, tmp_path / "given", *words, *sizes)
+    result = run(finetune, FINETUNE, images, tmp_path / "given", *words, *sizes)
     assert result["val_resize_size"] == {"chosen": "given before"} and len(result["results"]) == 2
     assert "was trained with data.holdout_fraction 0.0, so on images that this run holds out" in capsys.readouterr().out
 
 
 def test_selecting_without_a_held_out_part_is_an_error(images, tmp_path):
     with pytest.raises(UserError, match=r"run.select_val_resize_size = true: needs data.holdout_fraction above 0"):
-        finetune.main([*FINETUNE, "--select-val-resize-size"])
+        finetune([*FINETUNE, "--select-val-resize-size"])
 
 
 def test_holding_out_belongs_to_the_recipe_and_selecting_does_not():

@@ -10,8 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
-import finetune
-import pretrain
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import evaluation_crops
 from data.decode import decode_image
@@ -22,7 +20,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.normalize import Normalizer, unit_float
 from models.trunk import make_trunk
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, overriding
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
 from utils.config import parse_command_line
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -50,7 +48,7 @@ def pretrained(images, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, every in (("shown", "1"), ("blind", "null")):
         words = [*PRETRAIN, *BATCH, f"logging.pictures_every_steps={every}", "--data-path", str(images)]
-        assert pretrain.main([*words, "--output-dir", str(root / name)]) == 0
+        assert pretrain([*words, "--output-dir", str(root / name)]) == 0
     return root
 
 
@@ -93,7 +91,7 @@ def test_a_picture_that_fails_is_told_and_changes_nothing(pretrained, images, mo
 
     monkeypatch.setattr(hooks, "sheet", fail)
     words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(images)]
-    assert pretrain.main([*words, "--output-dir", str(pretrained / "failing")]) == 0
+    assert pretrain([*words, "--output-dir", str(pretrained / "failing")]) == 0
     assert "warning: step 2: no pictures (RuntimeError: CUDA out of memory)" in capsys.readouterr().out
     failing, blind = (read_checkpoint(pretrained / name / "checkpoints/last.pt") for name in ("failing", "blind"))
     assert all(torch.equal(tensor, blind["model"][key]) for key, tensor in failing["model"].items())
@@ -105,9 +103,9 @@ def test_pictures_are_of_train_where_val_cannot_be_used(images, tmp_path, capsys
     (tmp_path / "train").symlink_to(images / "train")
     (tmp_path / "val/empty_class").mkdir(parents=True)
     words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(tmp_path)]
-    assert pretrain.main([*words, "--output-dir", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr().out
-    assert "warning: " in told and "empty_class" in told and "shows images of train instead" in told
+    assert pretrain([*words, "--output-dir", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: " in printed and "empty_class" in printed and "shows images of train instead" in printed
     assert f"pictures/reconstruction_low_pass: {COLUMNS}" in events(tmp_path / "run").Tags()["images"]
 
 
@@ -122,7 +120,7 @@ def test_fixed_images_are_of_what_can_be_read(tmp_path):
 def finetuned(images, pretrained):
     words = overriding(FINETUNE, "data.val_resize_size=[40,48]", "run.evaluate_every_epochs=1")
     words += [*BATCH[:3], "--epochs", "2", "--weights", str(pretrained / "shown/checkpoints/last.pt")]
-    assert finetune.main([*words, "--data-path", str(images), "--output-dir", str(pretrained / "classes")]) == 0
+    assert finetune([*words, "--data-path", str(images), "--output-dir", str(pretrained / "classes")]) == 0
     return pretrained / "classes"
 
 
@@ -148,7 +146,7 @@ def test_finetuning_shows_confusions_and_names_the_surest_mistakes(finetuned):
 def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images):
     words = overriding(FINETUNE, "data.val_resize_size=[40]", "run.sweep_radii=[3,5.5,40]")
     words += ["--eval-only", "--frequency-sweep", "--weights", str(finetuned / "checkpoints/last.pt")]
-    assert finetune.main([*words, "--data-path", str(images), "--output-dir", str(finetuned)]) == 0
+    assert finetune([*words, "--data-path", str(images), "--output-dir", str(finetuned)]) == 0
     rows = json.loads((finetuned / "frequency_sweep.json").read_text())["results"]
     assert [(row["kind"], row["radius"]) for row in rows] == [
         ("all", None), ("low_pass", 3), ("low_pass", 5.5), ("high_pass", 3), ("high_pass", 5.5),

@@ -252,12 +252,12 @@ def settings_of(options: Namespace) -> dict:
 def machine() -> dict:
     """Where the figures are from: command, commit, versions, CPU, date."""
     cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    found = provenance()
-    del found["world_size"]
-    found["cpu"] = cpu[1] if cpu else platform.machine()
-    found["cores"] = os.cpu_count()
-    found["date"] = time.strftime("%Y-%m-%d")
-    return found
+    facts = provenance()
+    del facts["world_size"]
+    facts["cpu"] = cpu[1] if cpu else platform.machine()
+    facts["cores"] = os.cpu_count()
+    facts["date"] = time.strftime("%Y-%m-%d")
+    return facts
 
 
 if __name__ == "__main__":

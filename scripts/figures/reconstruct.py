@@ -1,4 +1,4 @@
-"""What a pretrained network makes of filtered images: original | filtered | prediction | combined, both filter kinds.
+"""The predictions of a pretrained network: original | filtered | prediction | combined, for both kinds of filter.
 
 python scripts/figures/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output reconstruction.png
 python scripts/figures/reconstruct.py runs/sample_pretrain/checkpoints/last.pt photo.jpg --size native --radius 2 4 8 16
@@ -47,7 +47,7 @@ NOTE = "dB: PSNR of the combined image; in brackets: of the kept frequencies alo
 
 @dataclass(frozen=True)
 class Panels:
-    """One image, filtered in one way, and what the network makes of it.
+    """One image, filtered in one way, and the network's prediction.
 
     Args:
         pictures: "original" and each of STAGES -> (H, W, 3) uint8.

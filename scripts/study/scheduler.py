@@ -95,7 +95,7 @@ class Scheduler:
 
     Args:
         failed: run -> why.
-        stopped: we were asked to stop, and have told the jobs to.
+        stopped: we were asked to stop, and have passed that on to the jobs.
     """
 
     machine: Machine

@@ -25,7 +25,7 @@ class Note:
 
 @dataclass
 class SizeTables:
-    """What is told about one size: tables, each with a row at least, and notes."""
+    """The summary of one size: tables, each with a row at least, and notes."""
 
     title: str
     tables: list[Rows]
@@ -34,7 +34,7 @@ class SizeTables:
 
 @dataclass
 class SummaryTables:
-    """All that a summary tells, in this order.
+    """A whole summary, in this order.
 
     Args:
         overview: a row an arm.

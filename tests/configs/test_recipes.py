@@ -11,12 +11,10 @@ import torch
 import torchvision
 import yaml
 
-import finetune
-import pretrain
 from configs.schema import FinetuneConfig, PretrainConfig
 from scripts.config_diff import config_diff, main
 from tests.support.helpers import image_folder
-from tests.support.launch import ROOT
+from tests.support.launch import ROOT, finetune, pretrain
 from tests.support.weights import Counts, counts
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.errors import UserError
@@ -212,9 +210,9 @@ TINY = [
 
 def run(name, images, output, *more):
     """The recipe's entry point in this process, tiny."""
-    main, size = pretrain.main, ["filter.radius=3"]
+    main, size = pretrain, ["filter.radius=3"]
     if name.startswith("finetune"):
-        main, size = finetune.main, ["data.val_crop_size=32", "--val-resize-size", "32", "optimizer.learning_rate=1e-6"]
+        main, size = finetune, ["data.val_crop_size=32", "--val-resize-size", "32", "optimizer.learning_rate=1e-6"]
     words = ["--config", str(ROOT / f"configs/{name}.yaml"), *TINY, *size, *more]
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import pretrain
 from tests.support.comparing import state_of, unequal
-from tests.support.launch import PRETRAIN, small_run
+from tests.support.launch import PRETRAIN, pretrain, small_run
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints
 from utils.run.resume import find_resume
@@ -45,12 +44,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(damage, t
 
 def test_a_run_goes_on_before_its_damaged_checkpoint_and_ends_alike(images, tmp_path):
     command = small_run(PRETRAIN, images, tmp_path / "out", "checkpoint.every_steps=1", "schedule.epochs=2")
-    assert pretrain.main(command) == 0
+    assert pretrain(command) == 0
     folder = tmp_path / "out/checkpoints"
     undisturbed = state_of(folder / "last.pt")
     cut_short(folder / "step_00000004.pt")
     (folder / "step_00000009.pt.tmp").write_bytes(b"cut short by a kill")
-    assert pretrain.main([*command, "--resume", "auto"]) == 0
+    assert pretrain([*command, "--resume", "auto"]) == 0
     again = state_of(folder / "last.pt")
     assert again["step"] == 4 and unequal(again, undisturbed) == []
     assert (folder / "step_00000004.pt.abandoned").exists() and not list(folder.glob("*.tmp"))
@@ -60,4 +59,4 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_ends_alike(images, tmp_
 def test_what_holds_no_training_state_is_refused(content, images, tmp_path):
     torch.save({"optimizer": {}, "step": 1} | content, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt: holds no training state to resume"):
-        pretrain.main(small_run(PRETRAIN, images, tmp_path / "out", "--resume", str(tmp_path / "other.pt")))
+        pretrain(small_run(PRETRAIN, images, tmp_path / "out", "--resume", str(tmp_path / "other.pt")))

@@ -22,9 +22,8 @@ from utils.files import write_atomically
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
 FULL_DISK = """
-import os, sys
-from utils.distributed import run_entry
-import pretrain, utils.run.checkpoint
+import os, runpy, sys
+import utils.run.checkpoint
 save = utils.run.checkpoint.Checkpoints.save
 output = sys.argv[sys.argv.index("--output-dir") + 1]
 
@@ -39,7 +38,7 @@ def save_on_a_disk_that_fills_and_empties(self, step, content):
     return save(self, step, content)
 
 utils.run.checkpoint.Checkpoints.save = save_on_a_disk_that_fills_and_empties
-run_entry(pretrain.main, sys.argv[1:])
+runpy.run_path("pretrain.py", run_name="__main__")
 """
 FAILED_SAVE = r"step_00000002\.pt: cannot be saved \(.*[\d,]+ bytes needed, [\d,]+ free.*from .*step_00000001\.pt"
 

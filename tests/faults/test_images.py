@@ -11,14 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-import finetune
-import pretrain
 from data.augment import evaluation_crops, train_transform
 from data.decode import decode_image
 from data.folder import ImageFolder
 from data.samples import TrainingSamples
 from tests.support.comparing import log_lines
-from tests.support.launch import FINETUNE, PRETRAIN, small_run
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run
 from tests.support.memory import needs_proc, peak_megabytes
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -118,7 +116,7 @@ def test_when_every_image_is_bad_skipping_ends(images):
 
 ENTRIES = pytest.mark.parametrize(
     ("main", "entry"),
-    [(pretrain.main, PRETRAIN), (finetune.main, [*FINETUNE, "--val-resize-size", "32"])],
+    [(pretrain, PRETRAIN), (finetune, [*FINETUNE, "--val-resize-size", "32"])],
     ids=["pretrain", "finetune"],
 )
 
@@ -151,7 +149,7 @@ def test_evaluation_never_skips(images, tmp_path):
     (images / "val/bee/1.png").write_bytes(b"")
     more = ["--val-resize-size", "32", "data.on_bad_image=skip"]
     with pytest.raises(UserError, match=r"val/bee/1\.png: not a readable image \(the file is empty\)"):
-        finetune.main(small_run(FINETUNE, images, tmp_path / "out", *more))
+        finetune(small_run(FINETUNE, images, tmp_path / "out", *more))
 
 
 # Memory.

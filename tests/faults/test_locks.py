@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import pretrain
-from tests.support.launch import PRETRAIN, small_run
+from tests.support.launch import PRETRAIN, pretrain, small_run
 from utils.errors import UserError
 from utils.run.job import lock_folder
 
@@ -28,8 +27,8 @@ def test_a_second_job_is_refused_while_the_first_lives_and_not_after_its_kill(im
     assert ready.wait(60)
     command = small_run(PRETRAIN, images, tmp_path / "out")
     with pytest.raises(UserError, match=rf"out: in use by host \S+, pid {first.pid}, since 20\d\d-\d\d-\d\d"):
-        pretrain.main([*command, "--resume", "auto"])
+        pretrain([*command, "--resume", "auto"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.lock"]
     first.kill()
     first.join()
-    assert pretrain.main(command) == 0
+    assert pretrain(command) == 0

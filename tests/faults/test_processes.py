@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import pretrain
 from tests.support.comparing import assert_same_state, log_lines, mathematics
 from tests.support.killing import family_of, steps_logged, wait_until_nothing_is_left, workers_of
-from tests.support.launch import SharedRun, endings, overriding, start_ranks, start_torchrun, torchrun, wait_until
+from tests.support.launch import (
+    SharedRun,
+    endings,
+    overriding,
+    pretrain,
+    start_ranks,
+    start_torchrun,
+    torchrun,
+    wait_until,
+)
 from utils.process import EXIT_REQUEUE
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.resume import find_resume
@@ -89,7 +97,7 @@ def test_a_stopped_job_goes_on_with_another_number_of_ranks(ranks, stopped, unin
     shutil.copytree(stopped_folder, output, symlinks=True)
     entry, *words = overriding(uninterrupted.job_in(output), "data.workers=0")
     if ranks == 1:
-        assert pretrain.main(words) == 0
+        assert pretrain(words) == 0
     else:
         code, printed = torchrun(ranks, entry, *words)
         assert code == 0 and f"{ranks} ranks" in printed, printed

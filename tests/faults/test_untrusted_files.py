@@ -7,10 +7,9 @@ import pickle
 import pytest
 import torch
 
-import finetune
 from configs.schema import PretrainConfig
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, overriding, small_run
+from tests.support.launch import FINETUNE, finetune, overriding, small_run
 from utils.config import parse_command_line
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -54,7 +53,7 @@ def test_nothing_in_a_malicious_file_runs(nest, file_format, flag, images, tmp_p
     else:
         torch.save(content, path, _use_new_zipfile_serialization=file_format == "zip")
     with pytest.raises(UserError, match=r"evil\.pt: (refused|not a checkpoint)"):
-        finetune.main(small_run(FINETUNE, images, tmp_path / "out", flag, str(path)))
+        finetune(small_run(FINETUNE, images, tmp_path / "out", flag, str(path)))
     assert not trace.exists()
 
 
@@ -91,7 +90,7 @@ def finetuned(tmp_path_factory):
     for split in ("train", "val"):
         image_folder(root / "images" / split)
     command = small_run(FINETUNE, root / "images", root / "out", "--val-resize-size", "32")
-    assert finetune.main(command) == 0
+    assert finetune(command) == 0
     return command, read_checkpoint(root / "out/checkpoints/last.pt")
 
 
@@ -101,4 +100,4 @@ def test_class_names_of_a_checkpoint_cannot_leave_the_folder(name, finetuned, tm
     torch.save(saved | {"classes": ["ant", name]}, tmp_path / "evil.pt")
     words = overriding(command, "--eval-only", "--weights", str(tmp_path / "evil.pt"))
     with pytest.raises(UserError, match="its class folders are not those"):
-        finetune.main(words)
+        finetune(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def small_run(entry: list[str], data_path: Path, output: Path, *more: str) -> li
     """The words of one epoch in batches of 8, of two micro-batches, without pictures; `entry`: PRETRAIN or FINETUNE."""
     size = ["--batch-size", "8", "train.images_per_device=4", "schedule.epochs=1", "logging.pictures_every_steps=null"]
     return overriding([*entry, *size, "--data-path", str(data_path), "--output-dir", str(output)], *more)
+
+
+def pretrain(words: list[str]) -> int:
+    """pretrain.py in this process, which saves a test the start of another; its exit code, or its UserError."""
+    return runpy.run_path(str(ROOT / "pretrain.py"))["main"](words)
+
+
+def finetune(words: list[str]) -> int:
+    """finetune.py in this process; its exit code, or its UserError."""
+    return runpy.run_path(str(ROOT / "finetune.py"))["main"](words)
 
 
 def torchrun_command(ranks: int, entry: str, *words: str, launch: tuple[str, ...] = ()) -> list[str]:

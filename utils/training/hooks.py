@@ -1,7 +1,9 @@
 """What happens every so many steps, on all ranks: the hooks of the training loop.
 
 The loop asks each hook after each step: `if hook.due(step): hook.run(step)`, where `step` counts completed steps. A new
-hook is a class with these two methods, and a line in the list of hooks in pretrain.py or finetune.py.
+hook is a class with these two methods, and a line in the list of hooks in pretrain.py or finetune.py. A hook that takes
+minutes is also given to SaveCheckpoint and StopOnBadNumbers as `before`. One that evaluates the model first copies rank
+0's BatchNorm statistics to the other ranks, as utils.training.evaluation.evaluate does.
 """
 
 from collections.abc import Callable, Mapping

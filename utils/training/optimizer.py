@@ -1,6 +1,7 @@
 """Optimizers by name. A new one is a function here, its name in `OPTIMIZERS`, and a choice of `optimizer.name`.
 
-Any optimizer may stand here: the guard of utils/training/step.py against numbers that are not finite holds for it.
+Any optimizer may stand here: the guard of utils/training/step.py against numbers that are not finite holds for it. An
+optimizer that counts its steps should count in a tensor of its state: then a step that is undone does not count.
 """
 
 import torch

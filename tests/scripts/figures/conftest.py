@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import finetune
-import pretrain
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, overriding
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
 
 CLASSES = ("<script>alert(1)<script>", "qu\"o'te&amp;", "雪 Ёлка مرحبا $x_1^{2}$", "n" * 251 + ".bin")
 RUNS = ("<img src=x onerror=alert(2)>", "_$\\frac{1}$ \"'`|", "r" * 255)
@@ -41,11 +39,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> HostileRuns:
     first, second, third = (root / "logs" / name for name in RUNS)
     batch = ["--batch-size", "8", "train.images_per_device=8", "--data-path", str(root / "images")]
     words = [*PRETRAIN, *batch, "--output-dir", str(first)]
-    assert pretrain.main([*words, "--epochs", "2", "logging.pictures_every_steps=2"]) == 0
+    assert pretrain([*words, "--epochs", "2", "logging.pictures_every_steps=2"]) == 0
     words = [*overriding(FINETUNE, "data.val_resize_size=[40]"), *batch, "--output-dir", str(second)]
-    assert finetune.main([*words, "--epochs", "1"]) == 0
+    assert finetune([*words, "--epochs", "1"]) == 0
     words += ["--weights", str(second / "checkpoints/last.pt")]
-    assert finetune.main([*words, "--eval-only", "--frequency-sweep"]) == 0
+    assert finetune([*words, "--eval-only", "--frequency-sweep"]) == 0
     third.mkdir()
     for name in FILES_OF_RUN:
         (third / name).write_text((second / name).read_text().replace("seed: 0", "seed: 1"))

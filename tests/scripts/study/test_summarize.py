@@ -64,8 +64,8 @@ def test_the_published_variance_has_no_detectable_share_of_pretraining(capsys):
 def test_an_unbalanced_decomposition_agrees_with_one_by_hand():
     """Groups (1, 3), (4, 6, 8), (11): means 2, 6, 11, grand 5.5; within (2 + 8) / 3 = 10/3;
     between (2 · 3.5² + 3 · 0.5² + 5.5²) / 2 = 55.5 / 2 = 27.75; n0 = (6 − 14/6) / 2 = 11/6."""
-    between, within, told = levels({"0": [1, 3], "1": [4, 6, 8], "2": [11]})
-    assert within == pytest.approx(10 / 3) and told == ""
+    between, within, note = levels({"0": [1, 3], "1": [4, 6, 8], "2": [11]})
+    assert within == pytest.approx(10 / 3) and note == ""
     assert between == pytest.approx((27.75 - 10 / 3) / (11 / 6))
 
 
@@ -138,8 +138,8 @@ DEGENERATE = {
 def test_degenerate_data_gets_an_answer_or_a_sentence(name, tmp_path, capsys):
     rows, sentence = DEGENERATE[name]
     words = [written(tmp_path, rows), "--baseline", "a", "--difference", "0.5"]
-    told = json.dumps(summary_of(capsys, *words))
-    assert sentence in told and "NaN" not in told and "Infinity" not in told
+    summary = json.dumps(summary_of(capsys, *words))
+    assert sentence in summary and "NaN" not in summary and "Infinity" not in summary
     summarize.main([*map(str, words)])
     text = capsys.readouterr().out
     assert "nan" not in text.lower().replace("finan", "") and "inf" not in text.lower()
@@ -276,16 +276,16 @@ def test_pretrained_or_not_is_one_factor_and_losses_another(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "warning"),
     [
         ({"provenance": {"commit": "bbb", "world_size": "1"}}, "another git commit"),
         ({"provenance": {"commit": "aaa", "world_size": "2"}}, "another world size"),
         ({"data": {"train": "u", "val": "v"}}, "another train data"),
     ],
 )
-def test_runs_of_another_commit_world_size_or_data_are_marked(other, told, tmp_path, capsys):
+def test_runs_of_another_commit_world_size_or_data_are_marked(other, warning, tmp_path, capsys):
     study(tmp_path, {"base": ([], MFM), "ce": (["loss.name=ce"], MFM)}, ce=other)
-    assert comparison(capsys, tmp_path, "--factor", "loss.name")["warning"] == told
+    assert comparison(capsys, tmp_path, "--factor", "loss.name")["warning"] == warning
 
 
 def test_the_pretrainings_own_provenance_counts(tmp_path, capsys):

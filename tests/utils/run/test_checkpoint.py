@@ -210,7 +210,7 @@ def zip_of_text(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reason"),
     {
         "missing": (lambda path: path.unlink(), "no such checkpoint; .*last.pt"),
         "folder": (unlink_and(lambda path: path.mkdir()), "a folder, not a checkpoint; .*last.pt"),
@@ -228,9 +228,9 @@ def zip_of_text(path):
         "a whole model": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "refused: holds more than tensors"),
     }.values(),
 )
-def test_what_is_no_checkpoint_is_refused_with_a_reason(saved, damage, told):
+def test_what_is_no_checkpoint_is_refused_with_a_reason(saved, damage, reason):
     damage(saved)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         read_checkpoint(saved)
     assert str(caught.value).startswith(f"{saved}: ")
     assert "\n" not in str(caught.value)

@@ -120,8 +120,8 @@ def test_too_few_workers_are_told_with_how_many_would_do(tmp_path, monkeypatch, 
     log.close()
     first, second = lines(tmp_path)
     assert (first["workers_needed"], second["workers_needed"]) == (workers, needed)  # the start is slow anyway
-    told = f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)"
-    assert capsys.readouterr().out.count(told) == (needed > workers)
+    hint = f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)"
+    assert capsys.readouterr().out.count(hint) == (needed > workers)
 
 
 @given(st.integers(1, 64), st.floats(0.021, 0.99))
@@ -134,8 +134,8 @@ def test_that_many_workers_do_keep_up_and_one_less_would_not(workers, share):
 
 def test_console_says_the_same(tmp_path, capsys):
     take(run_log(tmp_path, every=9), range(9))
-    told = capsys.readouterr().out
-    assert "step 9/9  epoch 2  loss 8.0000  learning_rate 5.56e-02" in told
+    printed = capsys.readouterr().out
+    assert "step 9/9  epoch 2  loss 8.0000  learning_rate 5.56e-02" in printed
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):

@@ -60,10 +60,10 @@ def test_another_config_is_refused_with_every_key_that_differs(checkpoints):
     words = ["optimizer.learning_rate=2e-3", "data.crop_ratio=[0.3, 1.0]", "data.workers=3", "logging.every_steps=7"]
     with pytest.raises(UserError) as caught:
         read_resume(path, config(*words), {})
-    told = str(caught.value)
-    assert told.startswith(f"{path}: ")
-    assert "(data.crop_ratio: [0.2, 1.0] -> [0.3, 1.0]; optimizer.learning_rate: 0.001 -> 0.002)" in told
-    assert "--allow-config-change" in told
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "(data.crop_ratio: [0.2, 1.0] -> [0.3, 1.0]; optimizer.learning_rate: 0.001 -> 0.002)" in message
+    assert "--allow-config-change" in message
     assert read_resume(path, config(*words, "--allow-config-change"), {})["step"] == 5
 
 
