@@ -21,12 +21,12 @@ from models.weights import load_from_file
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.process import EXIT_REQUEUE, StopRequest
+from utils.process import StopRequest
 from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import RunLog, open_log
 from utils.run.resume import begin_output, load_resume
 from utils.seeding import keyed_torch
-from utils.training.hooks import Every, SaveCheckpoint, ShowReconstructions, StopOnBadNumbers, run_due
+from utils.training.hooks import Every, SaveCheckpoint, ShowReconstructions, StopOnBadNumbers, run_due, stop_on_request
 from utils.training.schedule import LearningRate
 from utils.training.step import training_step
 
@@ -64,10 +64,7 @@ def main(argv: list[str]) -> int:
     begin_output(config, job, first_step)
 
     # Train: the loop, and what happens every so many steps
-    log = open_log(
-        config, job, f"pretraining {config.model.name} on {len(folder)} images",
-        first_step=first_step, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
-    )  # fmt: skip
+    log = open_log(config, job, plan, first_step, task="pretraining")
     stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
     save_checkpoint = SaveCheckpoint(log, state, job, extra_state)
     hooks = [stop_on_bad_numbers, log, save_checkpoint]
@@ -80,16 +77,10 @@ def main(argv: list[str]) -> int:
             batch = batches.next_step()
             metrics = training_step(state, step, rate.at(step), batch.micro_batches, task.loss)
             log.count(rate.at(step), metrics, batch.waited)
-            # One exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
-            stop_requests, replaced_images = job.world.sum(torch.tensor([stop.requested, len(batch.notes)])).tolist()
-            if replaced_images:
-                log.replaced_images(step + 1, job.world.gather(batch.notes))
+            stop_requested = log.exchange(step + 1, stop.requested, batch.notes)
             run_due(hooks, step + 1)
-            if stop_requests:
-                stop_on_bad_numbers.run(step + 1)
-                save_checkpoint.run(step + 1, required=True)
-                log.close_early(step + 1)
-                return EXIT_REQUEUE
+            if stop_requested:
+                return stop_on_request(step + 1, stop_on_bad_numbers, save_checkpoint, log)
 
     # Result
     job.write_result("result.json", {

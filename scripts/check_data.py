@@ -54,7 +54,9 @@ def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], 
 
     Raises: UserError if a process is killed, as the kernel does for want of memory.
     """
-    paths = [folder.path(index) for folder in folders for index in range(len(folder))]
+    paths = []
+    for folder in folders:
+        paths += [folder.path(index) for index in range(len(folder))]
     findings: list[str] = []
     images_of_note: dict[str, list[str]] = {}
     # What a loader's worker processes collate are the paths themselves, one by one.

@@ -14,7 +14,7 @@ from scripts.benchmark.side_by_side import WARM_UP, spread, synchronize
 from scripts.benchmark.workload import LEARNING_RATE, noise_batch
 from utils.config import parse_command_line
 from utils.run.job import make_state, open_job, with_resolved_choices
-from utils.run.log import open_log
+from utils.run.log import RunLog
 from utils.training.hooks import Every, ShowReconstructions
 from utils.training.step import training_step
 
@@ -35,7 +35,10 @@ def measure_pictures(options: argparse.Namespace, folder: Path) -> dict:
     options.size, options.precision = config.data.train_crop_size, config.train.precision
     state = make_state(config, job, network_from_config(config))
     task = MaskedFrequencyModelling.from_config(config, job.world.device)
-    log = open_log(config, job, "benchmark", first_step=0, total_steps=NEVER, steps_per_epoch=NEVER)
+    log = RunLog(
+        job.output, job.world, every_steps=NEVER, first_step=0, total_steps=NEVER, steps_per_epoch=NEVER,
+        batch_size=options.batch,
+    )  # fmt: skip
     train = ImageFolder(str(Path(config.data.data_path) / "train"))
     images = fixed_images(train, IMAGES_SHOWN, options.size, config.data.interpolation)
     images = images.to(job.world.device)

@@ -97,7 +97,9 @@ def summarize(arms: Arms, baselines: list[str], factors: list[str], difference: 
         difference: in points of top-1: how many units would detect it?
     """
     pairs = pairs_to_compare(arms, baselines, factors)
-    sizes = {size for arm in arms.values() for size in arm.scores}
+    sizes = set()
+    for arm in arms.values():
+        sizes.update(arm.scores)
     summary = {}
     for size in sorted(sizes, key=lambda size: (len(size), size)):  # numbers in their order
         units = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}

@@ -38,7 +38,9 @@ def test_steps_take_the_loaders_batches_in_order_and_separate_the_notes(workers)
             numbers += images[:, 0, 0, 0].tolist()
         notes.append(step.notes)
     assert numbers == list(range(12))
-    assert notes == [[f"image {n} was replaced" for n in pair] for pair in ([0, 3], [6], [9])]
+    assert notes == [
+        ["image 0 was replaced", "image 3 was replaced"], ["image 6 was replaced"], ["image 9 was replaced"],
+    ]  # fmt: skip
     with pytest.raises(StopIteration):
         batches.next_step()
 

@@ -1,5 +1,7 @@
 """How a sample is drawn: a function of seed, epoch and index alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def loaded(samples, batches, workers):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_sample_depends_on_seed_epoch_and_index_only(folder, workers):
-    keys = [(epoch, index) for epoch in (0, 3) for index in (5, 0, 11)]
+    keys = list(itertools.product((0, 3), (5, 0, 11)))  # (epoch, index)
     samples = samples_of(folder, target_of=coin())
     alone = {key: samples[key] for key in keys}
     torch.rand(5)

@@ -138,7 +138,9 @@ def test_skipped_images_are_counted_and_listed_and_the_run_is_reproducible(main,
     lines = log_lines(tmp_path / "one")
     replaced = [line for line in lines if "replaced" in line]
     assert sum(line["replaced_images"] for line in replaced) == 2
-    listed = [note.partition(":")[0] for line in replaced for note in line["replaced"]]
+    listed = []
+    for line in replaced:
+        listed += [note.partition(":")[0] for note in line["replaced"]]
     assert {Path(path).name for path in listed} == {"3.png", "5.png"}
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     one, two = (read_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"] for name in ("one", "two"))

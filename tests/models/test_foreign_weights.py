@@ -18,7 +18,7 @@ from torch import nn
 
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
-from models.weights import AUTHORS, COINCHEUNG, normalisation_warning
+from models.weights import AUTHORS, COINCHEUNG, normalisation_warning, shapes_of
 from tests.support.weights import Counts, classifier, counts, lively, load
 from utils.errors import UserError
 
@@ -158,7 +158,7 @@ def test_a_report_names_the_layout_and_what_became_of_every_tensor(sources, empt
 def test_resnet50_of_timm_and_of_torchvision_have_the_same_names_and_load_whole(tmp_path):
     ours = classifier("resnet50", 10)
     timms = lively(timm.create_model("resnet50", num_classes=10))
-    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (ours, timms)]
+    shapes = [shapes_of(model.state_dict()) for model in (ours, timms)]
     assert shapes[0] == shapes[1]
     save_file(timms.state_dict(), tmp_path / "timm.safetensors")
     report = load(ours, tmp_path / "timm.safetensors", "resnet50").report

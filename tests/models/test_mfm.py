@@ -1,6 +1,7 @@
 """The method: decoder, crop check, coins, what the network sees, the loss and its metrics, and reconstructions."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def task_of(*words):
 def test_coins_are_a_function_of_seed_epoch_and_image():
     """Known answers: other coins would make another run of every one that is resumed."""
     task, same, other_seed = (task_of(f"run.seed={seed}", "filter.low_pass_probability=0.3") for seed in (7, 7, 8))
-    keys = [(epoch, index) for epoch in range(2) for index in range(12)]
+    keys = list(itertools.product(range(2), range(12)))  # (epoch, index)
     coins = [task.draw(epoch, index) for epoch, index in keys]
     assert coins == KNOWN_COINS
     assert coins == [same.draw(epoch, index, 5) for epoch, index in keys]  # whichever image was used in its place

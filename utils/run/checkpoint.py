@@ -158,7 +158,7 @@ def damaged_entry(path: str | Path) -> str | None:
 
 
 def reject_non_checkpoints(path: str | Path) -> None:
-    """Raises: UserError on what can be told from the outside: a folder, nothing at all, an empty file, a web page."""
+    """Raises: UserError if the path is a folder, a missing file, an empty one, or a web page."""
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
     if not os.path.isfile(path):

@@ -11,7 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -148,6 +148,16 @@ class RunLog:
             os.truncate(self.path, size)  # no half line
             self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
 
+    def exchange(self, step: int, stop_requested: bool, notes: list[str]) -> bool:
+        """Whether any rank was asked to stop; images that were replaced on any rank are logged.
+
+        It is one exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
+        """
+        stop_requests, replaced_images = self.world.sum(torch.tensor([stop_requested, len(notes)])).tolist()
+        if replaced_images:
+            self.replaced_images(step, self.world.gather(notes))
+        return stop_requests > 0
+
     def replaced_images(self, step: int, notes_of_ranks: list[list[str]]) -> None:
         """Images that were unreadable in the step that makes `step` completed ones, and what was used instead."""
         if self.world.rank != 0:
@@ -176,11 +186,6 @@ class RunLog:
         else:
             self.bar.write(line)
 
-    def close_early(self, step: int) -> None:
-        """After a stop on request."""
-        self.say(f"stopped on request after step {step} of {self.total_steps}; continue with --resume auto")
-        self.close()
-
     def close(self) -> None:
         """Raises: OSError if lines could not be written to the end."""
         self.board.close()
@@ -190,20 +195,30 @@ class RunLog:
             raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
 
 
-def open_log(
-    config: PretrainConfig | FinetuneConfig, job: "Job", title: str, *, first_step: int, total_steps: int,
-    steps_per_epoch: int,
-) -> RunLog:  # fmt: skip
-    """The job's log, with a first line on the console that says what is going to be done."""
+class Steps(Protocol):
+    """The part of a data.sampling.BatchPlan that the log needs."""
+
+    length: int  # training images
+    total_steps: int
+    steps_per_epoch: int
+
+
+def open_log(config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, first_step: int, task: str) -> RunLog:
+    """The job's log, with a first line on the console that says what is going to be done.
+
+    Args:
+        task: "pretraining" or "finetuning".
+    """
     log = RunLog(
-        job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step, total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch, batch_size=config.train.batch_size, workers=job.workers,
+        job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step,
+        total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, batch_size=config.train.batch_size,
+        workers=job.workers,
     )  # fmt: skip
     ranks = "1 rank" if job.world.size == 1 else f"{job.world.size} ranks"
     precision = str(job.dtype).removeprefix("torch.")
     log.say(
-        f"{title}; {total_steps} steps of {config.train.batch_size} images, {ranks} on {job.world.device.type}, "
-        f"{precision}"
+        f"{task} {config.model.name} on {plan.length} images; {plan.total_steps} steps of {config.train.batch_size} "
+        f"images, {ranks} on {job.world.device.type}, {precision}"
     )
     return log
 
