@@ -95,7 +95,7 @@ def training_batches(
     config: PretrainConfig, job: Job, task: MaskedFrequencyModelling, folder: ImageFolder, plan: BatchPlan,
     first_step: int,
 ) -> StepBatches:  # fmt: skip
-    """This rank's micro-batches from the first step on: images (B, 3, S, S) uint8, keep_low (B,) bool."""
+    """This rank's micro-batches from the first step on: images (B, 3, S, S) uint8, choices (B,) of the task."""
     transform = train_transform(
         crop_size=config.data.train_crop_size, crop_ratio=config.data.crop_ratio,
         aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
@@ -124,7 +124,7 @@ def show_reconstructions(
                 log.say(f"warning: {error}; TensorBoard shows images of train instead")
         images = fixed_images(folder, PICTURES, config.data.train_crop_size, config.data.interpolation)
     every = Every(config.logging.pictures_every_steps, log.total_steps)
-    return ShowReconstructions(every, task, model, images.to(job.world.device), config.filter.radius, log)
+    return ShowReconstructions(every, task, model, images.to(job.world.device), task.corruption.radii, log)
 
 
 if __name__ == "__main__":

@@ -122,9 +122,32 @@ class FinetuneDataOptions(DataOptions):
 
 
 @dataclass(frozen=True)
+class CorruptionOptions:
+    name: str = knob("frequency", "the method's own filter (section filter), or one of the paper's rivals, which work "
+                     "on pixels (filter.order=filter_first) and need loss.scope=all",
+                     choices=("frequency", "super_resolution", "blur", "noise"))
+    downscale: int = knob(8, "of super_resolution: the factor", low=2, high=256)
+    blur_sizes: tuple[int, int] = knob((7, 21), "of blur: smallest and largest side, odd; one is drawn for each image",
+                                       "pixels", low=1, high=255)
+    blur_sigma: float = knob(5.0, "of blur: standard deviation of the Gaussian", "pixels", above=0)
+    noise_std: float = knob(75.0, "of noise: standard deviation", "levels of 255", above=0, high=255)
+
+    def problems(self) -> Problems:
+        problems = ordered(self, "blur_sizes")
+        if any(size % 2 == 0 for size in self.blur_sizes):
+            problems.append(("blur_sizes", "must be odd numbers"))
+        return problems
+
+
+@dataclass(frozen=True)
 class FilterOptions:
-    radius: float = knob(16.0, "frequencies with u² + v² < radius² are low", "bins of the crop", above=0, high=4096)
+    mask: str = knob("disk", "low frequencies are those within radius, or the share largest ones of each image (FOLK)",
+                     choices=("disk", "magnitude"))
+    radius: float | tuple[float, float] = knob(
+        16.0, "frequencies with u² + v² < radius² are low; [smallest, largest]: drawn for each image",
+        "bins of the crop", above=0, high=4096)
     outer_radius: float | None = knob(None, "only the ring radius ≤ d < outer_radius is high", "bins", high=4096)
+    share: float = knob(0.05, "of mask=magnitude: share of all frequencies that is called low", above=0, high=0.999)
     low_pass_probability: float = knob(0.5, "chance that an image keeps its low frequencies", low=0, high=1)
     output: str = knob("real", "the filtered image, or its absolute value (CoinCheung/MFM)", choices=("real", "abs"))
     clamp: tuple[float, float] | None = knob(None, "limits of the filtered image, in the units it has there")
@@ -133,9 +156,15 @@ class FilterOptions:
 
     def problems(self) -> Problems:
         problems = ordered(self, "clamp") if self.clamp else []
-        if self.outer_radius is not None and self.outer_radius <= self.radius:
-            problems.append(("outer_radius", f"must be above filter.radius = {self.radius}"))
+        if isinstance(self.radius, tuple):
+            problems += ordered(self, "radius")
+        if self.outer_radius is not None and self.outer_radius <= self.largest_radius:
+            problems.append(("outer_radius", f"must be above filter.radius = {self.largest_radius}"))
         return problems
+
+    @property
+    def largest_radius(self) -> float:
+        return max(self.radius) if isinstance(self.radius, tuple) else self.radius
 
 
 @dataclass(frozen=True)
@@ -145,7 +174,26 @@ class FrequencyLossOptions:
     reduction: str = knob("image", "mean of each image (CoinCheung/MFM), or of pooled bins (paper)",
                           choices=("image", "batch"))
     scope: str = knob("removed", "bins that count", choices=("removed", "all"))
+    outer_radius: float | None = knob(None, "frequencies at this distance or beyond do not count", "bins of the crop",
+                                      above=0, high=4096)
+    focal_alpha: float | None = knob(None, "focal weight: a bin's distance to this power, over the largest one, "
+                                     "multiplies its loss; null: off (so in all published recipes)", above=0)
+    focal_log: bool = knob(False, "focal weight: take ln(1 + weight) first")
+    focal_maximum: str = knob("image", "focal weight: the largest one of each image and channel, or of the batch",
+                              choices=("image", "batch"))
+    patch_factor: int = knob(1, "with scope=all: spectra of patch_factor × patch_factor tiles", low=1, high=1024)
+    average_spectrum: bool = knob(False, "with scope=all: compare the batch's average spectra")
     target: str = knob("gray", "predict grey (CoinCheung/MFM) or colours (paper)", choices=("gray", "rgb"))
+
+    def problems(self) -> Problems:
+        needs_all = []
+        if self.patch_factor > 1:
+            needs_all.append("patch_factor")
+        if self.average_spectrum:
+            needs_all.append("average_spectrum")
+        if self.scope == "all":
+            return []
+        return [(key, "needs loss.scope = all: a mask belongs to the spectrum of one whole image") for key in needs_all]
 
 
 @dataclass(frozen=True)
@@ -232,6 +280,7 @@ class PretrainConfig:
 
     run: RunOptions = RunOptions()
     data: DataOptions = DataOptions()
+    corruption: CorruptionOptions = CorruptionOptions()
     filter: FilterOptions = FilterOptions()
     loss: FrequencyLossOptions = FrequencyLossOptions()
     model: ModelOptions = ModelOptions()
@@ -243,14 +292,40 @@ class PretrainConfig:
 
     def problems(self) -> Problems:
         problems = section_problems(self)
-        size, radius, outer = self.data.train_crop_size, self.filter.radius, self.filter.outer_radius
-        # With an outer radius the high side is the ring between the two, which may hold no bin at all.
-        limit = math.inf if outer is None else outer**2
-        half = size // 2
-        if not any(radius**2 <= u * u + v * v < limit for u in range(half + 1) for v in range(u + 1)):
-            farthest = f"at {size} pixels the farthest bin is at {math.sqrt(2) * half:.2f}"
-            problems.append(("filter.radius", f"leaves no high frequency: {farthest}"))
+        size = self.data.train_crop_size
+        if size % self.loss.patch_factor:
+            problems.append(("loss.patch_factor", f"must divide data.train_crop_size = {size}"))
+        if self.corruption.name == "frequency":
+            return problems + self.filter_problems()
+        if self.filter.order != "filter_first":
+            problems.append(
+                ("filter.order", f"must be filter_first: corruption.name = {self.corruption.name} is for pixels")
+            )
+        if self.loss.scope != "all":
+            problems.append(
+                ("loss.scope", f"must be all: corruption.name = {self.corruption.name} removes no frequency")
+            )
+        if self.corruption.name == "super_resolution" and self.corruption.downscale > size:
+            problems.append(("corruption.downscale", f"must be at most data.train_crop_size = {size}"))
+        if self.corruption.name == "blur" and max(self.corruption.blur_sizes) // 2 >= size:
+            problems.append(("corruption.blur_sizes", f"must be below twice data.train_crop_size = {size}"))
         return problems
+
+    def filter_problems(self) -> Problems:
+        """Whether both sides of the spectrum have a frequency, and the loss a frequency to count."""
+        size, outer, counted = self.data.train_crop_size, self.filter.outer_radius, self.loss.outer_radius
+        if self.filter.mask == "magnitude":
+            if 0 < round(self.filter.share * size**2) < size**2:
+                return []
+            return [("filter.share", f"leaves an empty side of the {size**2} frequencies of a crop")]
+        radius = self.filter.largest_radius
+        # With an outer radius the high side is the ring between the two, which may hold no bin at all.
+        if not has_bin_between(radius, math.inf if outer is None else outer, size):
+            farthest = f"at {size} pixels the farthest bin is at {math.sqrt(2) * (size // 2):.2f}"
+            return [("filter.radius", f"leaves no high frequency: {farthest}")]
+        if self.loss.scope == "removed" and counted is not None and not has_bin_between(radius, counted, size):
+            return [("loss.outer_radius", f"leaves no frequency from filter.radius = {radius} on to count")]
+        return []
 
 
 @dataclass(frozen=True)
@@ -290,6 +365,12 @@ def section_problems(config: "PretrainConfig | FinetuneConfig") -> Problems:
         if hasattr(options, "problems"):
             problems += [(f"{section.name}.{key}", what) for key, what in options.problems()]
     return problems
+
+
+def has_bin_between(radius: float, limit: float, size: int) -> bool:
+    """Whether an image of `size` pixels a side has a frequency with radius ≤ √(u² + v²) < limit."""
+    half = size // 2
+    return any(radius**2 <= u * u + v * v < limit**2 for u in range(half + 1) for v in range(u + 1))
 
 
 def ordered(options: object, key: str) -> Problems:

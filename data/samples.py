@@ -14,7 +14,7 @@ from utils.seeding import keyed_numpy, keyed_torch
 
 REPLACEMENTS = 20  # images tried in place of an unreadable one; if all of them fail, the folder itself is broken
 
-Target = bool | int  # keep_low, or a class number
+Target = bool | int | float  # the choice of a corruption, or a class number
 
 
 class TrainingSamples(Dataset):

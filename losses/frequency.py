@@ -1,12 +1,11 @@
 """The masked frequency loss: distance of two spectra where the network saw nothing (arXiv 2206.07706, section 3)."""
 
-import functools
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 from utils.precision import full_precision
-from utils.spectrum import column_weight, kept_when_low
+from utils.spectrum import column_weight, squared_distance
 
 # Values of the difference that are transformed at once: on a CPU so few that they stay in cache, on a GPU enough to
 # fill it.
@@ -14,97 +13,145 @@ VALUES_AT_ONCE_ON_CPU = 2**20
 VALUES_AT_ONCE_ON_GPU = 2**24
 
 
-class BinWeights(NamedTuple):
-    """How often each bin of the half spectrum counts in the loss of an image, (U, V) float64."""
+@dataclass(frozen=True)
+class FocalWeight:
+    """Focal frequency loss (arXiv 2012.12821): a bin counts the more, the larger its distance is.
 
-    low_kept: torch.Tensor  # if the network saw the low frequencies
-    high_kept: torch.Tensor  # if it saw the high ones
+    The weight is |F(predicted) − F(target)|^alpha, divided by its maximum over all bins, so that it lies in [0, 1]. No
+    gradient flows through it.
+
+    Args:
+        alpha: > 0.
+        log: take ln(1 + weight) before the division.
+        maximum: of each "image" and channel, or of the "batch".
+    """
+
+    alpha: float
+    log: bool = False
+    maximum: str = "image"
+
+    def __post_init__(self):
+        if not self.alpha > 0 or self.maximum not in ("image", "batch"):
+            given = f"alpha = {self.alpha}, maximum = {self.maximum!r}"
+            raise ValueError(f"{given}: must be above 0, and 'image' or 'batch'")
+
+    def before_division(self, squared: torch.Tensor) -> torch.Tensor:
+        """Squared distances, any shape -> weights up to the division by their maximum."""
+        weight = squared.pow(self.alpha / 2)
+        return weight.log1p() if self.log else weight
 
 
 class MaskedFrequencyLoss:
     """Mean over removed bins of (|F(predicted) − F(target)|² + eps)^(gamma/2), F the orthonormal 2-D DFT.
 
     Args:
-        radius, outer_radius: as in `models.frequency_filter.FrequencyFilter`.
         gamma: exponent; 1 is the distance itself.
         eps: > 0; CoinCheung/MFM has 1e-7, the authors' code (Jiahao000/MFM) 1e-12.
         reduction: "image" averages each image and channel over its removed bins, then over both (CoinCheung/MFM).
             "batch" pools: sum over the removed bins of the batch / their count (the authors' code).
         scope: the bins that count: "removed", or "all" of them.
+        outer_radius: with it, bins at this distance from frequency 0 or beyond it do not count.
+        focal: weights for the bins; None: all alike.
+        patch_factor: p cuts the images into p × p tiles, each with a spectrum of its own (scope "all" alone).
+        average_spectrum: compare the spectra's averages over the batch (scope "all" alone).
     Raises: ValueError naming an argument out of its range.
     """
 
     def __init__(
-        self,
-        radius: float,
-        outer_radius: float | None = None,
-        gamma: float = 1.0,
-        eps: float = 1e-7,
-        reduction: str = "image",
-        scope: str = "removed",
-    ):
+        self, gamma: float = 1.0, eps: float = 1e-7, reduction: str = "image", scope: str = "removed",
+        outer_radius: float | None = None, focal: FocalWeight | None = None, patch_factor: int = 1,
+        average_spectrum: bool = False,
+    ):  # fmt: skip
         if reduction not in ("image", "batch") or scope not in ("removed", "all"):
             given = f"reduction = {reduction!r}, scope = {scope!r}"
             raise ValueError(f"{given}: must be 'image' or 'batch', and 'removed' or 'all'")
-        if not (radius > 0 and gamma > 0 and eps > 0) or (outer_radius is not None and not outer_radius > radius):
-            raise ValueError(
-                f"radius = {radius}, outer_radius = {outer_radius}, gamma = {gamma}, eps = {eps}: "
-                "must be 0 < radius < outer_radius, gamma > 0, eps > 0"
-            )
-        self.radius = radius
-        self.outer_radius = outer_radius
-        self.gamma = gamma
-        self.eps = eps
-        self.reduction = reduction
-        self.scope = scope
+        if not (gamma > 0 and eps > 0) or (outer_radius is not None and not outer_radius > 0):
+            raise ValueError(f"gamma = {gamma}, eps = {eps}, outer_radius = {outer_radius}: must be above 0")
+        if scope == "removed" and (patch_factor != 1 or average_spectrum):
+            given = f"patch_factor = {patch_factor}, average_spectrum = {average_spectrum}"
+            raise ValueError(f"{given}: need scope = 'all', since a mask belongs to the spectrum of one whole image")
+        self.gamma, self.eps = gamma, eps
+        self.reduction, self.scope, self.outer_radius = reduction, scope, outer_radius
+        self.focal, self.patch_factor, self.average_spectrum = focal, patch_factor, average_spectrum
 
-    def __call__(self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
+    def __call__(self, predicted: torch.Tensor, target: torch.Tensor, removed: torch.Tensor | None) -> torch.Tensor:
         """The loss of a batch.
 
         Args:
             predicted, target: (B, C, H, W), any H and W; taken in float32 (float64 stays float64) outside autocast.
-            keep_low: (B,) bool; True: the network saw the low side, so the high side counts.
+            removed: (B, U, V) bool, the bins of the half spectrum (U = H, V = W // 2 + 1) that the network did not
+                see. None: it saw something of every bin; then scope must be "all".
         Returns: a scalar.
-        Raises: ValueError on unlike shapes, or if a side of the spectrum is empty at this H and W.
+        Raises: ValueError on unlike shapes, or without `removed` where scope asks for it.
         """
-        errors, count = self.per_image(predicted, target, keep_low)
+        errors, count = self.per_image(predicted, target, removed)
         return self.reduce(errors, count)
 
     def per_image(
-        self, predicted: torch.Tensor, target: torch.Tensor, keep_low: torch.Tensor
+        self, predicted: torch.Tensor, target: torch.Tensor, removed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean distance over each image's counted bins and channels, and the number of these bins: (B,), (B,)."""
-        if predicted.dim() != 4 or predicted.shape != target.shape or keep_low.shape != predicted.shape[:1]:
-            shapes = f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(keep_low.shape)}"
-            raise ValueError(f"predicted, target, keep_low have shapes {shapes}: must be (B, C, H, W) twice and (B,)")
-        channels, height, width = predicted.shape[1:]
-        weights = bin_weights(height, width, self.radius, self.outer_radius, self.scope, predicted.device)
-        count = torch.where(keep_low, weights.low_kept.sum(), weights.high_kept.sum())
-        count = count.to(full_precision(predicted).dtype)
+        """Mean distance over each image's counted bins and channels, and the number of these bins: (B,), (B,).
+
+        With average_spectrum the distance is that of the batch, and every image is given it. An image of which no bin
+        counts, as an outer radius and a mask of its own can have it, has distance 0.
+        """
+        check_shapes(predicted, target, removed)
+        if removed is None and self.scope == "removed":
+            raise ValueError("no bins are removed: the loss needs scope = 'all'")
+        images, channels = predicted.shape[:2]
+        if self.average_spectrum:  # F is linear: the average of the spectra is the spectrum of the average
+            predicted = full_precision(predicted).mean(0, keepdim=True)
+            target = full_precision(target).mean(0, keepdim=True)
+        tiles = self.patch_factor**2
+        if tiles > 1:
+            predicted, target = cut_into_tiles(predicted, self.patch_factor), cut_into_tiles(target, self.patch_factor)
+        counted = self.counted_bins(predicted, removed)
+        columns = column_weight(predicted.shape[-1], predicted.device)
+        count = (counted.sum(-2) * columns).sum(-1).to(full_precision(predicted).dtype)  # (1,) or (B,)
         with torch.autocast(predicted.device.type, enabled=False):
-            total = SpectralDistance.apply(predicted, target, keep_low, weights, self.gamma, self.eps)
-            return total / (count * channels), count
+            total = SpectralDistance.apply(predicted, target, counted, self.gamma, self.eps, self.focal)  # (B,)
+        if tiles > 1:
+            total, count = total.unflatten(0, (-1, tiles)).sum(1), count * tiles
+        return (total / (count.clamp(min=1) * channels)).expand(images), count.expand(images)
+
+    def counted_bins(self, predicted: torch.Tensor, removed: torch.Tensor | None) -> torch.Tensor:
+        """(1, U, V) or (B, U, V) bool."""
+        height, width = predicted.shape[-2:]
+        squared = squared_distance(height, width, predicted.device)  # (U, V)
+        counted = removed
+        if self.scope == "all":
+            counted = torch.ones_like(squared, dtype=torch.bool)[None]
+        if self.outer_radius is not None:
+            counted = counted & (squared < self.outer_radius**2)
+        return counted
 
     def reduce(self, errors: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """The batch's loss, a scalar, from what `per_image` gave."""
         if self.reduction == "image":
             return errors.mean()
-        return (errors * count).sum() / count.sum()
+        return (errors * count).sum() / count.sum().clamp(min=1)
 
 
-@functools.lru_cache(maxsize=64)
-def bin_weights(
-    height: int, width: int, radius: float, outer_radius: float | None, scope: str, device: torch.device
-) -> BinWeights:
-    """The weights of the bins that count. A bin whose mirror image is not in the half spectrum counts twice.
+def check_shapes(predicted: torch.Tensor, target: torch.Tensor, removed: torch.Tensor | None) -> None:
+    if predicted.dim() != 4 or predicted.shape != target.shape:
+        shapes = f"{tuple(predicted.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"predicted and target have shapes {shapes}: must be (B, C, H, W) twice")
+    batch, _, height, width = predicted.shape
+    expected = (batch, height, width // 2 + 1)
+    if removed is not None and tuple(removed.shape) != expected:
+        raise ValueError(f"removed has shape {tuple(removed.shape)}: must be (B, H, W // 2 + 1) = {expected}")
 
-    Raises: ValueError if a side of the spectrum is empty.
+
+def cut_into_tiles(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """(B, C, H, W) -> (B · factor², C, H / factor, W / factor), the tiles of an image one after the other.
+
+    Raises: ValueError if the sides do not divide.
     """
-    low = kept_when_low(height, width, radius, outer_radius, device)
-    every_bin = column_weight(width, device).expand(low.shape)
-    if scope == "all":
-        return BinWeights(low_kept=every_bin, high_kept=every_bin)
-    return BinWeights(low_kept=every_bin * ~low, high_kept=every_bin * low)
+    batch, channels, height, width = images.shape
+    if height % factor or width % factor:
+        raise ValueError(f"patch_factor = {factor}: does not divide images of {height}×{width} pixels")
+    rows_and_columns = images.reshape(batch, channels, factor, height // factor, factor, width // factor)
+    return rows_and_columns.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 class SpectralDistance(torch.autograd.Function):
@@ -112,7 +159,8 @@ class SpectralDistance(torch.autograd.Function):
 
     F is linear, so one half transform of the difference is enough, and the gradient is one inverse half transform,
     irfft2(w · gamma · (|Δ|² + eps)^(gamma/2 − 1) · Δ). There w is the weight of a bin of the *full* spectrum: the
-    inverse supplies the mirrored half, so the doubling in `BinWeights` is divided out.
+    inverse supplies the mirrored half, so a bin whose mirror image is not in the half spectrum counts twice in the sum
+    but once here.
 
     It works on a few images at a time. So what lies between the two transforms stays in a CPU's cache, and spectra of
     the whole batch never take memory.
@@ -120,49 +168,60 @@ class SpectralDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        predicted: torch.Tensor,
-        target: torch.Tensor,
-        keep_low: torch.Tensor,
-        weights: BinWeights,
-        gamma: float,
-        eps: float,
-    ) -> torch.Tensor:
-        """predicted, target (B, C, H, W), keep_low (B,) -> (B,)."""
+        ctx, predicted: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, gamma: float, eps: float,
+        focal: FocalWeight | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """predicted, target (B, C, H, W), counted (B, U, V) or (1, U, V) bool -> (B,)."""
         height, width = predicted.shape[-2:]
         dtype = full_precision(predicted).dtype
-        low_kept, high_kept = weights.low_kept.to(dtype), weights.high_kept.to(dtype)
-        # In the gradient each bin stands for itself alone.
-        columns = column_weight(width, predicted.device)
-        low_kept_gradient = (weights.low_kept * gamma / columns).to(dtype)
-        high_kept_gradient = (weights.high_kept * gamma / columns).to(dtype)
+        columns = column_weight(width, predicted.device).to(dtype)
+        counted = counted.expand(len(predicted), -1, -1)
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = predicted.new_empty(predicted.shape, dtype=dtype)
         values_at_once = VALUES_AT_ONCE_ON_CPU if predicted.device.type == "cpu" else VALUES_AT_ONCE_ON_GPU
         images = max(1, values_at_once // predicted[0].numel())
-        totals = []
+        totals, largest_weights = [], []
         for start in range(0, len(predicted), images):
             part = slice(start, start + images)
             difference = full_precision(predicted[part]) - full_precision(target[part])
             spectrum = torch.fft.rfft2(difference, norm="ortho")
             real, imaginary = torch.view_as_real(spectrum).unbind(-1)
-            power = real.square().addcmul_(imaginary, imaginary).add_(eps)
+            power = real.square().addcmul_(imaginary, imaginary)
+            weight = counted[part, None].to(dtype)  # (b, 1, U, V)
+            if focal is not None:
+                focal_weight = focal.before_division(power)
+                largest = focal_weight.amax((2, 3), keepdim=True)
+                largest_weights.append(largest.max())
+                if focal.maximum == "image":
+                    focal_weight = divide(focal_weight, largest)
+                weight = weight * focal_weight  # (b, C, U, V)
+            power.add_(eps)
             distance = power.pow(gamma / 2)
-            keeps_low = keep_low[part, None, None, None]
-            totals.append((distance * torch.where(keeps_low, low_kept, high_kept)).sum((1, 2, 3)))
+            totals.append((distance * (weight * columns)).sum((1, 2, 3)))
             if gradient is not None:
-                factor = distance.div_(power).mul_(torch.where(keeps_low, low_kept_gradient, high_kept_gradient))
+                factor = distance.div_(power).mul_(weight * gamma)
                 torch.view_as_real(spectrum).mul_(factor[..., None])
                 gradient[part] = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        total = torch.cat(totals)
+        if focal is not None and focal.maximum == "batch":
+            largest = torch.stack(largest_weights).max()
+            total = divide(total, largest)
+            if gradient is not None:
+                gradient = divide(gradient, largest)
         ctx.save_for_backward(gradient)
-        return torch.cat(totals)
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_total[:, None, None, None], None, None, None, None, None
+
+
+def divide(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """values / largest, and 0 where largest is 0: then the prediction is perfect, and all weights are 0."""
+    return torch.where(largest > 0, values / largest, 0)
 
 
 def grayscale(images: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,7 @@ class FilteredViews:
         """(B, 1, 3, S, S) uint8 -> (B, 3, S, S) float32 for each name."""
         clean = self.normalize(unit_float(crops[:, 0]))
         yield clean
-        for keep_low in FrequencyFilter.kinds.values():
+        for kind in FrequencyFilter.kinds:
+            keep_low = torch.full((len(clean),), kind == "low_pass", device=clean.device)
             for radius in self.radii:
-                yield FrequencyFilter(radius)(clean, torch.full((len(clean),), keep_low, device=clean.device))
+                yield FrequencyFilter(radius)(clean, keep_low)

@@ -5,38 +5,89 @@ and sines, which is the same projection as a transform, a mask and a transform b
 needs no memory beside its result. High-pass is the image minus low-pass.
 """
 
-from typing import ClassVar
-
 import torch
 
 from utils.precision import exact_float32, full_precision
 from utils.spectrum import kept_when_low, real_basis
 
 
-class FrequencyFilter:
-    """Keeps one side of the spectrum of each image. It is a corruption: see models.mfm.Corruption.
+class TwoSided:
+    """What the frequency filters share: a spectrum has a low and a high side, and each image keeps one of them.
 
     Args:
-        radius: bins with u² + v² < radius² are low; in integer bins of the image at hand, never rescaled.
-        outer_radius: with it, only the ring radius ≤ d < outer_radius is high.
+        low_pass_probability: chance that an image keeps its low side.
         output: "real", or "abs" for its absolute value (CoinCheung/MFM).
         clamp: limits of the result, in its own units, applied last.
     """
 
-    kinds: ClassVar[dict[str, bool]] = {"low_pass": True, "high_pass": False}  # name -> keep_low
+    kinds: tuple[str, ...] = ("low_pass", "high_pass")
+
+    def __init__(self, low_pass_probability: float, output: str, clamp: tuple[float, float] | None):
+        if output not in ("real", "abs"):
+            raise ValueError(f"output = {output!r}: must be 'real' or 'abs'")
+        if clamp is not None and not clamp[0] <= clamp[1]:
+            raise ValueError(f"clamp = {clamp}: must have the smaller number first")
+        self.low_pass_probability, self.output, self.clamp = low_pass_probability, output, clamp
+
+    def choose(self, uniform: float) -> bool | float:
+        """The image's coin, keep_low."""
+        return uniform < self.low_pass_probability
+
+    def keep_low(self, choices: torch.Tensor) -> torch.Tensor:
+        """What was chosen (B,) as coins (B,) bool."""
+        return choices
+
+    def is_kind(self, kind: str, choices: torch.Tensor) -> torch.Tensor:
+        return self.keep_low(choices) == (kind == "low_pass")
+
+    def example(self, kind: str) -> bool | float:
+        return kind == "low_pass"
+
+    def removes_mean(self, kind: str) -> bool:
+        """Whether frequency 0, the mean of the image, is among the removed ones."""
+        return kind == "high_pass"
+
+    def masked(self, images: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) with the frequencies `kept` (B, U, V) bool alone."""
+        with torch.autocast(images.device.type, enabled=False):
+            spectrum = torch.fft.rfft2(full_precision(images), norm="ortho")
+            return self.finish(torch.fft.irfft2(spectrum * kept[:, None], s=images.shape[-2:], norm="ortho"))
+
+    def finish(self, filtered: torch.Tensor) -> torch.Tensor:
+        """Output and clamp, in place."""
+        if self.output == "abs":
+            filtered.abs_()
+        if self.clamp is not None:
+            filtered.clamp_(*self.clamp)
+        return filtered
+
+
+class FrequencyFilter(TwoSided):
+    """Keeps one side of the spectrum of each image. It is a corruption: see models.corruption.Corruption.
+
+    Args:
+        radius: bins with u² + v² < radius² are low; in integer bins of the image at hand, never rescaled.
+        outer_radius: with it, only the ring radius ≤ d < outer_radius is high.
+    """
 
     def __init__(
         self, radius: float, outer_radius: float | None = None, output: str = "real",
-        clamp: tuple[float, float] | None = None,
+        clamp: tuple[float, float] | None = None, low_pass_probability: float = 0.5,
     ):  # fmt: skip
-        if output not in ("real", "abs"):
-            raise ValueError(f"output = {output!r}: must be 'real' or 'abs'")
+        super().__init__(low_pass_probability, output, clamp)
         if not radius > 0 or (outer_radius is not None and not outer_radius > radius):
             raise ValueError(f"radius = {radius}, outer_radius = {outer_radius}: must be 0 < radius < outer_radius")
-        if clamp is not None and not clamp[0] <= clamp[1]:
-            raise ValueError(f"clamp = {clamp}: must have the smaller number first")
         self.radius, self.outer_radius = radius, outer_radius
-        self.output, self.clamp = output, clamp
+        self.radii = (radius,)
+
+    def corrupt(self, images: torch.Tensor, keep_low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The filtered images, and the bins that were removed (B, U, V) bool."""
+        return self(images, keep_low), self.removed(keep_low, *images.shape[-2:])
+
+    def removed(self, keep_low: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """keep_low (B,) -> (B, U, V) bool."""
+        low = kept_when_low(height, width, self.radius, self.outer_radius, keep_low.device)
+        return low != keep_low[:, None, None]
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
@@ -63,11 +114,7 @@ class FrequencyFilter:
             components = (rows @ images @ columns.T) * in_span * sign  # (B, C, K, L)
             filtered = rows.T @ components @ columns
             filtered.addcmul_(images, (sign < 0).to(images.dtype))
-            if self.output == "abs":
-                filtered.abs_()
-            if self.clamp is not None:
-                filtered.clamp_(*self.clamp)
-            return filtered
+            return self.finish(filtered)
 
     def basis(
         self, height: int, width: int, device: torch.device, dtype: torch.dtype
@@ -81,12 +128,3 @@ class FrequencyFilter:
         if self.outer_radius is not None:
             in_span &= squared >= self.radius**2
         return rows, columns, in_span
-
-    def kept(self, kind: str, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """The bins that a network sees of an image filtered in this way: (H, W // 2 + 1) bool."""
-        low = kept_when_low(height, width, self.radius, self.outer_radius, device)
-        return low if self.kinds[kind] else ~low
-
-    def removes_mean(self, kind: str) -> bool:
-        """Whether frequency 0, the mean of the image, is among the removed ones."""
-        return not self.kinds[kind]

@@ -5,41 +5,20 @@ Legend: B batch, C channels, H W pixels, U V frequencies of the half spectrum, R
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
 
-from configs.schema import PretrainConfig
-from losses.frequency import MaskedFrequencyLoss, grayscale
-from models.frequency_filter import FrequencyFilter
+from configs.schema import FrequencyLossOptions, PretrainConfig
+from losses.frequency import FocalWeight, MaskedFrequencyLoss, grayscale
+from models.corruption import Corruption, make_corruption
 from models.normalize import Normalizer, unit_float
 from models.trunk import Trunk, make_trunk
 from utils.errors import UserError
 from utils.pictures import Reconstruction, combined, radial_error
-from utils.seeding import keyed_numpy
+from utils.seeding import keyed_numpy, keyed_torch
 from utils.training.evaluation import in_evaluation
 from utils.training.step import Metrics
-
-
-class Corruption(Protocol):
-    """How an image is spoilt before the network sees it; FrequencyFilter is the method's own."""
-
-    # What can be done to an image -> the value of `keep_low` that does it. A corruption that has one way only, such as
-    # blur, has one kind, {"blurred": False}; its task has low_pass_probability 0, and its loss counts all bins.
-    kinds: dict[str, bool]
-
-    def __call__(self, images: torch.Tensor, keep_low: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) floating point, (B,) bool -> (B, C, H, W).
-
-        The images are pixels in [0, 1] with `filter_first`, else they are normalised.
-        """
-
-    def kept(self, kind: str, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """The bins that come through unchanged: (U, V) bool."""
-
-    def removes_mean(self, kind: str) -> bool:
-        """Whether the result has lost the image's mean."""
 
 
 def masked_frequency_network(trunk: Trunk, out_channels: int) -> nn.Sequential:
@@ -75,9 +54,8 @@ class MaskedFrequencyModelling:
     """A batch's whole way from uint8 images to the loss. Anything with these methods can be trained in its place.
 
     Args:
-        corruption: takes frequencies out of the images.
-        low_pass_probability: chance that an image keeps its low frequencies, so that the high ones are predicted.
-        seed: of every image's coin.
+        corruption: takes frequencies out of the images, or spoils them in another way.
+        seed: of what is drawn for each image.
         filter_first: corrupt the pixels and normalise afterwards, as the paper does, or the other way round.
         gray_target: predict the grey image (CoinCheung/MFM), or its colours (paper).
     """
@@ -85,88 +63,101 @@ class MaskedFrequencyModelling:
     normalize: Normalizer
     corruption: Corruption
     frequency_loss: MaskedFrequencyLoss
-    low_pass_probability: float
     seed: int
     filter_first: bool = False
     gray_target: bool = True
 
     @classmethod
     def from_config(cls, config: PretrainConfig, device: torch.device) -> "MaskedFrequencyModelling":
-        filtering, loss = config.filter, config.loss
         return cls(
             normalize=Normalizer(config.data.mean, config.data.std, device),
-            corruption=FrequencyFilter(
-                radius=filtering.radius,
-                outer_radius=filtering.outer_radius,
-                output=filtering.output,
-                clamp=filtering.clamp,
-            ),
-            frequency_loss=MaskedFrequencyLoss(
-                radius=filtering.radius,
-                outer_radius=filtering.outer_radius,
-                gamma=loss.gamma,
-                eps=loss.eps,
-                reduction=loss.reduction,
-                scope=loss.scope,
-            ),
-            low_pass_probability=filtering.low_pass_probability,
+            corruption=make_corruption(config),
+            frequency_loss=make_loss(config.loss),
             seed=config.run.seed,
-            filter_first=filtering.order == "filter_first",
-            gray_target=loss.target == "gray",
+            filter_first=config.filter.order == "filter_first",
+            gray_target=config.loss.target == "gray",
         )
 
-    def draw(self, epoch: int, index: int, used_index: int | None = None) -> bool:
-        """An image's coin, keep_low: a pure function of (seed, epoch, index), tossed in a loader worker."""
-        return bool(keyed_numpy(self.seed, "coin", epoch, index).random() < self.low_pass_probability)
+    def draw(self, epoch: int, index: int, used_index: int | None = None) -> bool | int | float:
+        """An image's choice (for the method's own filter: keep_low), a pure function of (seed, epoch, index).
 
-    def corrupt(self, images: torch.Tensor, keep_low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, H, W) uint8, keep_low (B,) bool -> clean and corrupted, (B, 3, H, W) float32, normalised."""
+        It is drawn in a loader worker. `choices` below are those of a batch.
+        """
+        return self.corruption.choose(keyed_numpy(self.seed, "coin", epoch, index).random())
+
+    def corrupt(
+        self, images: torch.Tensor, choices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """images (B, 3, H, W) uint8, choices (B,) -> clean and corrupted, (B, 3, H, W) float32, normalised; the
+        removed bins (B, U, V) bool, or None where a corruption removes none."""
         pixels = unit_float(images)
         clean = self.normalize(pixels)
         if self.filter_first:
-            return clean, self.normalize(self.corruption(pixels, keep_low))
-        return clean, self.corruption(clean, keep_low)
+            corrupted, removed = self.corruption.corrupt(pixels, choices)
+            return clean, self.normalize(corrupted), removed
+        corrupted, removed = self.corruption.corrupt(clean, choices)
+        return clean, corrupted, removed
 
     def target(self, clean: torch.Tensor) -> torch.Tensor:
         """What is to be predicted of clean images (B, 3, H, W): their grey (B, 1, H, W), or they themselves."""
         return grayscale(clean) if self.gray_target else clean
 
-    def loss(self, network: nn.Module, images: torch.Tensor, keep_low: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """images (B, 3, H, W) uint8, keep_low (B,) bool -> mean loss, and sum and count of each kind's losses."""
-        clean, corrupted = self.corrupt(images, keep_low)
+    def loss(self, network: nn.Module, images: torch.Tensor, choices: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """images (B, 3, H, W) uint8, choices (B,) -> mean loss, and sum and count of each kind's losses.
+
+        What a corruption draws on the device is drawn from torch's generators, which the training step seeds for each
+        micro-batch.
+        """
+        clean, corrupted, removed = self.corrupt(images, choices)
         predicted = network(corrupted)  # (B, C, H, W), C = 1 or 3
-        errors, bins = self.frequency_loss.per_image(predicted, self.target(clean), keep_low)  # (B,), (B,)
+        errors, bins = self.frequency_loss.per_image(predicted, self.target(clean), removed)  # (B,), (B,)
         metrics = {}
-        for kind, value in self.corruption.kinds.items():
-            is_kind = keep_low == value
-            metrics[f"loss_{kind}"] = (errors.detach() * is_kind).sum(), is_kind.sum()
+        if len(self.corruption.kinds) > 1:
+            for kind in self.corruption.kinds:
+                is_kind = self.corruption.is_kind(kind, choices)
+                metrics[f"loss_{kind}"] = (errors.detach() * is_kind).sum(), is_kind.sum()
         return self.frequency_loss.reduce(errors, bins), metrics
 
     @torch.no_grad()
     def show(self, network: nn.Module, images: torch.Tensor) -> dict[str, Reconstruction]:
         """For each kind of corruption, what the network in evaluation mode predicts of images (B, 3, H, W) uint8."""
         reconstructions = {}
-        for kind, value in self.corruption.kinds.items():
-            keep_low = torch.full((len(images),), value, device=images.device)
-            clean, corrupted = self.corrupt(images, keep_low)
+        for kind in self.corruption.kinds:
+            choices = torch.tensor([self.corruption.example(kind)] * len(images), device=images.device)
+            with keyed_torch(self.seed, "pictures", device=images.device):
+                clean, corrupted, removed = self.corrupt(images, choices)
             with in_evaluation(network):
                 predicted = network(corrupted)
-            reconstructions[kind] = self.reconstruction(kind, images, corrupted, predicted, self.target(clean))
+            reconstructions[kind] = self.reconstruction(kind, images, corrupted, predicted, self.target(clean), removed)
         return reconstructions
 
     def reconstruction(
-        self, kind: str, images: torch.Tensor, corrupted: torch.Tensor, predicted: torch.Tensor, target: torch.Tensor
-    ) -> Reconstruction:
+        self, kind: str, images: torch.Tensor, corrupted: torch.Tensor, predicted: torch.Tensor, target: torch.Tensor,
+        removed: torch.Tensor | None,
+    ) -> Reconstruction:  # fmt: skip
         """Normalised tensors as pictures in [0, 1]; grey is true where data.std is alike for all channels."""
         mean, std = self.target(self.normalize.mean[None]), self.target(self.normalize.std[None])
-        kept = self.corruption.kept(kind, *images.shape[-2:], images.device)
         filtered = self.normalize.undo(corrupted)
         if self.filter_first and self.corruption.removes_mean(kind):
             filtered = filtered + self.normalize.mean  # pixels without their mean are around 0, that is, black
-        pictures = {
-            "original": unit_float(images),
-            "filtered": filtered,
-            "prediction": predicted * std + mean,
-            "combined": combined(target, predicted, kept) * std + mean,
-        }
-        return Reconstruction(pictures, radial_error(predicted, target))
+        pictures = {"original": unit_float(images), "filtered": filtered, "prediction": predicted * std + mean}
+        if removed is not None:
+            pictures["combined"] = combined(target, predicted, ~removed) * std + mean
+        return Reconstruction(pictures, radial_error(predicted, target), removed)
+
+
+def make_loss(options: FrequencyLossOptions) -> MaskedFrequencyLoss:
+    """The loss that a config asks for."""
+    focal = None
+    if options.focal_alpha is not None:
+        focal = FocalWeight(options.focal_alpha, options.focal_log, options.focal_maximum)
+    return MaskedFrequencyLoss(
+        gamma=options.gamma,
+        eps=options.eps,
+        reduction=options.reduction,
+        scope=options.scope,
+        outer_radius=options.outer_radius,
+        focal=focal,
+        patch_factor=options.patch_factor,
+        average_spectrum=options.average_spectrum,
+    )

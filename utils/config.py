@@ -216,6 +216,8 @@ def convert(value: object, hint: typing.Any) -> object:
         value = value.read()
     if value is None and may_be_null:
         return None
+    if isinstance(value, list | tuple):  # of a number or several, such as filter.radius, it is several
+        kind = next((one for one in alternatives if typing.get_origin(one) is tuple), kind)
     if typing.get_origin(kind) is tuple:
         return convert_members(value, typing.get_args(kind))
     is_bool = isinstance(value, bool)

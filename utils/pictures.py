@@ -22,9 +22,10 @@ GAP = 4  # pixels between the images of a sheet
 class Reconstruction:
     """Predictions for images that were corrupted in one way, as pictures, and how far off they are."""
 
-    # "original", "filtered", "prediction" and "combined": (B, 3 or 1, H, W) in [0, 1], not clipped
+    # "original", "filtered", "prediction", and "combined" if bins were removed: (B, 3 or 1, H, W) in [0, 1] or beyond
     pictures: dict[str, torch.Tensor]
     radial_error: dict[str, torch.Tensor]  # of the prediction, as `radial_error` gives it
+    removed: torch.Tensor | None  # (B, U, V) bool, the bins that the network did not see
 
 
 def eight_bit(images: torch.Tensor) -> torch.Tensor:
@@ -39,10 +40,10 @@ def combined(target: torch.Tensor, predicted: torch.Tensor, kept: torch.Tensor) 
 
     Args:
         target, predicted: (B, C, H, W).
-        kept: (U, V) bool, the bins that the network saw.
+        kept: (B, U, V) bool, the bins that the network saw.
     """
     difference = torch.fft.rfft2(full_precision(target) - full_precision(predicted), norm="ortho")
-    return predicted + torch.fft.irfft2(difference * kept, s=target.shape[-2:], norm="ortho")
+    return predicted + torch.fft.irfft2(difference * kept[:, None], s=target.shape[-2:], norm="ortho")
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

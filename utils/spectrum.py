@@ -10,6 +10,20 @@ import numpy as np
 import torch
 
 
+def squared_distances(height: int, width: int) -> np.ndarray:
+    """u² + v² of each bin of the half spectrum, its squared distance from frequency 0: (U, V) float64."""
+    rows = np.arange(height)
+    u = np.minimum(rows, height - rows)
+    v = np.arange(width // 2 + 1)
+    return (u[:, None] ** 2 + v**2).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=64)
+def squared_distance(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """`squared_distances` on a device."""
+    return torch.from_numpy(squared_distances(height, width)).to(device)
+
+
 @functools.lru_cache(maxsize=64)
 def kept_when_low(
     height: int, width: int, radius: float, outer_radius: float | None, device: torch.device
@@ -19,19 +33,16 @@ def kept_when_low(
     d² = u² + v² is the distance of a bin from frequency 0.
     Raises: ValueError if either side has no bin.
     """
-    rows = np.arange(height)
-    u = np.minimum(rows, height - rows)
-    v = np.arange(width // 2 + 1)
-    squared_distance = u[:, None] ** 2 + v**2  # (U, V) integers
-    low = squared_distance < radius**2
+    squared = squared_distances(height, width)
+    low = squared < radius**2
     if outer_radius is not None:
-        low |= squared_distance >= outer_radius**2
+        low |= squared >= outer_radius**2
     if low.all() or not low.any():
         empty_side = "high" if low.all() else "low"
         outer = "" if outer_radius is None else f", outer_radius {outer_radius}"
         raise ValueError(
             f"radius {radius}{outer} leaves no {empty_side} frequency in a {height}×{width} image: "
-            f"its bins lie between 0 and {squared_distance.max() ** 0.5:.2f}"
+            f"its bins lie between 0 and {squared.max() ** 0.5:.2f}"
         )
     return torch.from_numpy(low).to(device)
 

@@ -98,13 +98,14 @@ class OurFilterAndLoss(FilterAndLoss):
     def __init__(self, recipe: Recipe, batch: int, size: int, device: str):
         super().__init__(recipe, batch, size, device)
         self.frequency_filter = FrequencyFilter(RADIUS, output=recipe.output, clamp=recipe.clamp)
-        self.frequency_loss = MaskedFrequencyLoss(RADIUS, eps=recipe.eps, reduction=recipe.reduction)
+        self.frequency_loss = MaskedFrequencyLoss(eps=recipe.eps, reduction=recipe.reduction)
 
     def filtered(self, images: torch.Tensor) -> torch.Tensor:
         return self.frequency_filter(images, self.keep_low)
 
     def loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.frequency_loss(predicted, target, self.keep_low)
+        removed = self.frequency_filter.removed(self.keep_low, *target.shape[-2:])
+        return self.frequency_loss(predicted, target, removed)
 
 
 class OurStep:

@@ -42,7 +42,7 @@ def measure_pictures(options: argparse.Namespace, folder: Path) -> dict:
     train = ImageFolder(str(Path(config.data.data_path) / "train"))
     images = fixed_images(train, IMAGES_SHOWN, options.size, config.data.interpolation)
     images = images.to(job.world.device)
-    hook = ShowReconstructions(Every(1, NEVER), task, state.model, images, config.filter.radius, log)
+    hook = ShowReconstructions(Every(1, NEVER), task, state.model, images, task.corruption.radii, log)
     micro_batches = [noise_batch(options.batch, options.size, options.device)]
 
     step_ms, event_ms = [], []

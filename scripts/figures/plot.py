@@ -164,15 +164,20 @@ def radial_figures(name: str, run: RunFolder) -> list[NamedFigure]:
     """The errors of the prediction against frequency radius, absolute and relative."""
     drawn = []
     for error, history in radial_history(run.folder).items():
-        figure = figures.radial_figure(
-            history,
-            radius=run.config["filter.radius"],
-            outer_radius=run.config["filter.outer_radius"],
-            ylabel=LABELS[error],
-        )
+        radius = shaded_radius(run)
+        figure = figures.radial_figure(history, radius, run.config["filter.outer_radius"], ylabel=LABELS[error])
         description = f"{name}: {LABELS[error]} of the prediction against frequency radius, by step."
         drawn.append(NamedFigure(f"radial_{error}_{name}", figure, description))
     return drawn
+
+
+def shaded_radius(run: RunFolder) -> float | None:
+    """The one radius that divided the frequencies of every image; None where there was no such radius."""
+    one_disk = (run.config["corruption.name"], run.config["filter.mask"]) == ("frequency", "disk")
+    radius = run.config["filter.radius"]
+    if one_disk and not isinstance(radius, list):
+        return radius
+    return None
 
 
 def kernels_figure(name: str, run: RunFolder) -> NamedFigure | None:

@@ -1,12 +1,13 @@
-"""The predictions of a pretrained network: original | filtered | prediction | combined, for both kinds of filter.
+"""The predictions of a pretrained network: original | filtered | prediction | combined, for each kind of corruption.
 
 python scripts/figures/reconstruct.py runs/sample_pretrain/checkpoints/last.pt sample/val --output reconstruction.png
 python scripts/figures/reconstruct.py runs/sample_pretrain/checkpoints/last.pt photo.jpg --size native --radius 2 4 8 16
 
 "combined" has the kept frequencies of the image and the predicted ones of the rest, which is all that the loss asked
 for; a bare prediction may hold anything at the kept ones. Below it: its PSNR against the original (or its grey, if that
-was the target), and in brackets that of the kept frequencies alone, the level to beat. A radius is in bins of the crop:
-with --size, the same radius is another frequency in cycles a pixel.
+was the target), and in brackets that of the kept frequencies alone, the level to beat. Super-resolution, blur and noise
+keep something of every frequency: there the prediction is compared, and in brackets the network's input. A radius is in
+bins of the crop: with --size, the same radius is another frequency in cycles a pixel.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from utils.config import from_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import PictureRow, grid, save
-from utils.pictures import combined, eight_bit, psnr
+from utils.pictures import Reconstruction, combined, eight_bit, psnr
 from utils.run.checkpoint import read_checkpoint
 from utils.run.reading import is_pretraining
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = ("filtered", "prediction", "combined")
-NOTE = "dB: PSNR of the combined image; in brackets: of the kept frequencies alone"
+NOTE = "dB: PSNR of the combined image (else of the prediction); in brackets: of the network's input alone"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,19 @@ class Panels:
     """One image, filtered in one way, and the network's prediction.
 
     Args:
-        pictures: "original" and each of STAGES -> (H, W, 3) uint8.
-        quality: PSNR of the combined image, and of the kept frequencies alone, in words.
+        pictures: "original" and the STAGES that there are -> (H, W, 3) uint8.
+        quality: PSNR of the last stage, and of the network's input alone, in words.
     """
 
     pictures: dict[str, np.ndarray]
     quality: str
 
+    @property
+    def stages(self) -> list[str]:
+        return [stage for stage in STAGES if stage in self.pictures]
+
     def caption(self, stage: str) -> str:
-        return self.quality if stage == "combined" else ""
+        return self.quality if stage == self.stages[-1] else ""
 
 
 @dataclass(frozen=True)
@@ -83,42 +88,56 @@ class Pretrained:
             stride = make_trunk(config.model.name).stride
         return cls(config, network, stride)
 
-    def panels(self, image: torch.Tensor, radius: float) -> dict[str, Panels]:
+    def panels(self, image: torch.Tensor, radius: float | None) -> dict[str, Panels]:
         """For each kind of corruption.
 
         Args:
             image: (1, 3, H, W) uint8.
-            radius: of the filter, instead of the one in training.
+            radius: of the filter, instead of the one in training; None: as in training.
         Raises: UserError if the radius leaves a side of the image's spectrum empty.
         """
-        config = replace(self.config, filter=replace(self.config.filter, radius=radius))
+        config = self.config
+        if radius is not None:
+            config = replace(config, filter=replace(config.filter, radius=radius))
         try:
             task = MaskedFrequencyModelling.from_config(config, image.device)
             reconstructions = task.show(self.network, image)
         except ValueError as error:
-            raise UserError(f"--radius {radius:g}: {error}") from error
+            raise UserError(f"--radius {self.radius_in_words(radius)}: {error}") from error
         panels = {}
         for kind, reconstruction in reconstructions.items():
             pictures = {}
             for stage, picture in reconstruction.pictures.items():
                 pictures[stage] = eight_bit(picture)[0].permute(1, 2, 0).numpy()
-            panels[kind] = Panels(pictures, quality(task, kind, reconstruction.pictures))
+            panels[kind] = Panels(pictures, quality(task, reconstruction))
         return panels
 
+    @property
+    def filters_disks(self) -> bool:
+        return (self.config.corruption.name, self.config.filter.mask) == ("frequency", "disk")
 
-def quality(task: MaskedFrequencyModelling, kind: str, pictures: dict[str, torch.Tensor]) -> str:
-    """PSNR of the combined image against what was to be predicted, and in brackets without any prediction.
+    def radius_in_words(self, radius: float | None) -> str:
+        """That of the filter, or of the training if None; empty where no radius decides."""
+        if not self.filters_disks:
+            return ""
+        if radius is None:
+            radius = self.config.filter.radius
+        if isinstance(radius, tuple):
+            return " to ".join(f"{one:g}" for one in radius)
+        return f"{radius:g}"
 
-    Args:
-        kind: of the task's corruption.
-        pictures: of a Reconstruction of one image.
-    """
+
+def quality(task: MaskedFrequencyModelling, reconstruction: Reconstruction) -> str:
+    """PSNR of the result for one image against what was to be predicted, and in brackets without any prediction."""
+    pictures = reconstruction.pictures
     target = task.target(pictures["original"])
-    mean = task.target(task.normalize.mean[None]).expand_as(target)
-    kept = task.corruption.kept(kind, *target.shape[-2:], target.device)
-    kept_alone = combined(target, mean, kept)
-    reached = psnr(eight_bit(pictures["combined"]), eight_bit(target)).item()
-    to_beat = psnr(eight_bit(kept_alone), eight_bit(target)).item()
+    if reconstruction.removed is None:
+        result, without_prediction = pictures["prediction"], task.target(pictures["filtered"])
+    else:
+        mean = task.target(task.normalize.mean[None]).expand_as(target)
+        result, without_prediction = pictures["combined"], combined(target, mean, ~reconstruction.removed)
+    reached = psnr(eight_bit(result), eight_bit(target)).item()
+    to_beat = psnr(eight_bit(without_prediction), eight_bit(target)).item()
     return f"{reached:.1f} dB ({to_beat:.1f})"
 
 
@@ -126,8 +145,8 @@ def kind_in_words(kind: str) -> str:
     return kind.replace("_", "-")
 
 
-def grid_of_images(pretrained: Pretrained, crops: dict[str, torch.Tensor], radius: float) -> Figure:
-    """One row an image: label -> (1, 3, H, W) uint8."""
+def grid_of_images(pretrained: Pretrained, crops: dict[str, torch.Tensor], radius: float | None) -> Figure:
+    """One row an image: label -> (1, 3, H, W) uint8. `radius` as in Pretrained.panels."""
     rows, titles = [], []
     for label, image in crops.items():
         row = PictureRow(label, pictures=[], captions=[])
@@ -136,10 +155,10 @@ def grid_of_images(pretrained: Pretrained, crops: dict[str, torch.Tensor], radiu
             if not row.pictures:
                 row.pictures.append(panels.pictures["original"])
                 row.captions.append("")
-            for stage in STAGES:
+            for stage in panels.stages:
                 row.pictures.append(panels.pictures[stage])
                 row.captions.append(panels.caption(stage))
-                titles.append(f"{stage}\n{kind_in_words(kind)} {radius:g}")
+                titles.append(f"{stage}\n{kind_in_words(kind)} {pretrained.radius_in_words(radius)}".rstrip())
         rows.append(row)
     return grid(rows, titles, NOTE)
 
@@ -155,7 +174,7 @@ def grid_of_radii(pretrained: Pretrained, image: torch.Tensor, radii: list[float
             title += "\n(trained)"
         titles.append(title)
         for kind, panels in pretrained.panels(image, radius).items():
-            for stage in STAGES:
+            for stage in panels.stages:
                 if (kind, stage) not in rows:
                     first = panels.pictures["original"]
                     if stage != "combined":
@@ -163,7 +182,8 @@ def grid_of_radii(pretrained: Pretrained, image: torch.Tensor, radii: list[float
                     rows[kind, stage] = PictureRow(f"{stage}, {kind_in_words(kind)}", [first], [""])
                 rows[kind, stage].pictures.append(panels.pictures[stage])
                 rows[kind, stage].captions.append(panels.caption(stage))
-    return grid(list(rows.values()), titles, f"{NOTE}; trained with radius {trained_radius:g}")
+    trained = pretrained.radius_in_words(None)
+    return grid(list(rows.values()), titles, f"{NOTE}; trained with radius {trained}")
 
 
 def crop_of(path: str, size: int | None, interpolation: str, stride: int) -> torch.Tensor:
@@ -229,7 +249,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     pretrained = Pretrained.read(arguments.checkpoint)
     size = crop_size(arguments.size, pretrained)
-    radii = arguments.radius or [pretrained.config.filter.radius]
+    if arguments.radius and not pretrained.filters_disks:
+        raise UserError(f"--radius: {arguments.checkpoint} was not trained with a radius; leave --radius out")
+    radii = arguments.radius or [None]
     count = 1 if len(radii) > 1 else max(1, arguments.count)
     paths = pick_images(arguments.images, count)
     crops = labelled_crops(paths, size, pretrained.config.data.interpolation, pretrained.stride)
@@ -239,7 +261,10 @@ def main(argv: list[str]) -> int:
     else:
         figure = grid_of_images(pretrained, crops, radii[0])
     save(figure, arguments.output)
-    print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{radius:g}' for radius in radii)}")
+    message = f"wrote {arguments.output}: {len(paths)} images"
+    if pretrained.filters_disks:
+        message += f", radius {', '.join(pretrained.radius_in_words(radius) for radius in radii)}"
+    print(message)
     return 0
 
 

@@ -186,11 +186,9 @@ def reconstructions(runs: Runs, images: list[str]) -> str:
         pretrained = Pretrained.read(str(run.last_checkpoint))
         data = pretrained.config.data
         crops = labelled_crops(pick_images(images, 4), data.train_crop_size, data.interpolation, pretrained.stride)
-        figure = grid_of_images(pretrained, crops, pretrained.config.filter.radius)
+        figure = grid_of_images(pretrained, crops, radius=None)
         labels = ", ".join(crops)
-        html += picture(
-            figure, f"{name}: original, filtered, prediction and combined for {labels}, with the PSNR in dB."
-        )
+        html += picture(figure, f"{name}: originals, network inputs and predictions for {labels}, with the PSNR in dB.")
     return html
 
 

@@ -118,9 +118,9 @@ class Recorder:
     def __init__(self):
         self.given = None
 
-    def __call__(self, given, keep_low):
+    def corrupt(self, given, choices):
         self.given = given
-        return given + 1
+        return given + 1, None
 
 
 @pytest.mark.parametrize("filter_first", [False, True])
@@ -130,7 +130,8 @@ def test_the_corruption_gets_normalised_images_or_pixels(filter_first):
     words = [f"filter.order={order}", "data.mean=[0.5,0.4,0.3]", "data.std=[0.2,0.3,0.1]"]
     task = dataclasses.replace(task_of(*words), corruption=(recorder := Recorder()))
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    clean, corrupted = task.corrupt(pixels, torch.tensor([True, False]))
+    clean, corrupted, removed = task.corrupt(pixels, torch.tensor([True, False]))
+    assert removed is None
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.1]))
     torch.testing.assert_close(clean, (pixels / 255 - mean) / std)
     if filter_first:
@@ -223,11 +224,11 @@ def test_combined_keeps_the_frequencies_of_the_input():
 
 
 @pytest.mark.parametrize("outer_radius", [None, 9.0])
-def test_the_filter_says_which_bins_it_keeps(outer_radius):
+def test_the_filter_says_which_bins_it_removes(outer_radius):
     frequency_filter = FrequencyFilter(4.0, outer_radius)
     noise = torch.randn(1, 1, 32, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for kind, keep_low in FrequencyFilter.kinds.items():
-        kept = frequency_filter.kept(kind, 32, 48, CPU)
-        spectrum = torch.fft.rfft2(frequency_filter(noise, torch.tensor([keep_low])))[0, 0]
-        torch.testing.assert_close(spectrum, torch.fft.rfft2(noise)[0, 0] * kept, atol=1e-9, rtol=0)
-        assert frequency_filter.removes_mean(kind) == (not kept[0, 0])
+    for kind in FrequencyFilter.kinds:
+        filtered, removed = frequency_filter.corrupt(noise, torch.tensor([frequency_filter.example(kind)]))
+        spectrum = torch.fft.rfft2(filtered)[0, 0]
+        torch.testing.assert_close(spectrum, torch.fft.rfft2(noise)[0, 0] * ~removed[0], atol=1e-9, rtol=0)
+        assert frequency_filter.removes_mean(kind) == removed[0, 0, 0]

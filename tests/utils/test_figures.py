@@ -43,7 +43,7 @@ def spans(axis) -> list[list[float]]:
 
 def test_radial_curves_draw_each_value_in_the_middle_of_its_ring():
     errors = {"low-pass input": torch.tensor([0.5, 0.25, 2.0]), "_high": torch.tensor([1.0, 3.0, 4.0, 5.0])}
-    (axis,) = radial_curves(errors, "mean |error|", 2.5).axes
+    (axis,) = radial_curves(errors, "mean |error|", (2.5,)).axes
     low, high, vertical = axis.lines
     assert low.get_xdata().tolist() == [0.5, 1.5, 2.5] and low.get_ydata().tolist() == [0.5, 0.25, 2.0]
     assert high.get_xdata().tolist() == [0.5, 1.5, 2.5, 3.5] and high.get_ydata().tolist() == [1, 3, 4, 5]
@@ -63,7 +63,7 @@ def test_radial_curves_draw_each_value_in_the_middle_of_its_ring():
     ],
 )
 def test_radial_curves_leave_a_gap_where_a_value_cannot_be_drawn(values, drawn, limits, tmp_path):
-    figure = radial_curves({"a": torch.tensor(values, dtype=torch.float64)}, "", 1)
+    figure = radial_curves({"a": torch.tensor(values, dtype=torch.float64)}, "", (1,))
     line, (low, high) = figure.axes[0].lines[0], figure.axes[0].get_ylim()
     assert [None if math.isnan(y) else y for y in line.get_ydata()] == drawn
     assert math.isfinite(low) and 0 < low < high
@@ -139,7 +139,7 @@ def test_confusion_figure_labels_every_class_or_every_tenth():
 
 def test_tensorboard_takes_figures_with_hostile_names(tmp_path):
     writer = SummaryWriter(str(tmp_path))
-    writer.add_figure("curves", radial_curves({name: torch.ones(9) for name in HOSTILE}, HOSTILE[4], 2), 5)
+    writer.add_figure("curves", radial_curves({name: torch.ones(9) for name in HOSTILE}, HOSTILE[4], (2,)), 5)
     writer.add_figure("confusion", confusion_figure(confusion(len(HOSTILE)), HOSTILE), 5)
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -224,18 +224,18 @@ def test_kernels_figure_shows_kernels_and_spectra():
 @pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_save_writes_the_format_of_the_suffix_and_makes_the_folder(suffix, start, tmp_path):
     path = tmp_path / "new" / f"figure.{suffix}"
-    save(radial_curves({"a": torch.ones(3)}, "$x_1^$", 1), path)
+    save(radial_curves({"a": torch.ones(3)}, "$x_1^$", (1,)), path)
     assert path.read_bytes().startswith(start)
     if suffix == "svg":
         ElementTree.parse(path)
 
 
 def test_data_uri_is_a_png():
-    assert data_uri(radial_curves({"a": torch.ones(3)}, "", 1)).startswith("data:image/png;base64,iVBORw0KGgo")
+    assert data_uri(radial_curves({"a": torch.ones(3)}, "", (1,))).startswith("data:image/png;base64,iVBORw0KGgo")
 
 
 def test_figures_are_of_one_look():
-    axis = radial_curves({"a": torch.ones(3)}, "", 1).axes[0]
+    axis = radial_curves({"a": torch.ones(3)}, "", (1,)).axes[0]
     assert axis.lines[0].get_color() == "#0072B2" and not axis.spines["top"].get_visible()
     assert not axis.get_legend().get_frame_on()
 
@@ -255,7 +255,7 @@ from utils import figures, pictures
 image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 print(tuple(pictures.sheet([image, image]).shape))
 for draw in (
-    lambda: figures.radial_curves({"a": torch.ones(3)}, "", 1),
+    lambda: figures.radial_curves({"a": torch.ones(3)}, "", (1,)),
     lambda: figures.confusion_figure(torch.eye(2), ["a", "b"]),
     lambda: figures.radial_figure({}, 1, None, ""),
 ):

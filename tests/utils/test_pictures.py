@@ -55,7 +55,7 @@ def test_predicting_nothing_has_relative_error_1_and_all_of_it_0():
 def test_combined_is_the_original_when_the_prediction_is_perfect_where_frequencies_were_removed(outer):
     torch.manual_seed(1)
     target, predicted = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-    low = kept_when_low(32, 32, 4.5, outer, torch.device("cpu"))
+    low = kept_when_low(32, 32, 4.5, outer, torch.device("cpu")).expand(2, -1, -1)
     torch.testing.assert_close(combined(target, target, low), target)
     torch.testing.assert_close(combined(target, predicted, torch.ones_like(low)), target)
     torch.testing.assert_close(combined(target, predicted, torch.zeros_like(low)), predicted)

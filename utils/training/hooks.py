@@ -144,15 +144,15 @@ class ShowReconstructions:
 
     Args:
         images: (B, 3, H, W) uint8 on the model's device.
-        radius: marked in the curves.
+        radii: of the filter, marked in the curves; none where no radius decides.
     """
 
     def __init__(
-        self, every: Every, task: ShowsReconstructions, model: nn.Module, images: torch.Tensor, radius: float,
-        log: "RunLog",
+        self, every: Every, task: ShowsReconstructions, model: nn.Module, images: torch.Tensor,
+        radii: tuple[float, ...], log: "RunLog",
     ):  # fmt: skip
         self.every, self.task, self.model, self.images = every, task, model, images
-        self.radius, self.log = radius, log
+        self.radii, self.log = radii, log
 
     def due(self, step: int) -> bool:
         return self.log.board.active and len(self.images) > 0 and self.every.due(step)
@@ -175,6 +175,6 @@ class ShowReconstructions:
     def show_errors(self, name: str, title: str, reconstructions: Mapping[str, Reconstruction], step: int) -> None:
         board = self.log.board
         curves = {f"{kind} input": one.radial_error[name] for kind, one in reconstructions.items()}
-        board.add_drawing(f"pictures/radial_{name}", lambda: radial_curves(curves, title, self.radius), step)
+        board.add_drawing(f"pictures/radial_{name}", lambda: radial_curves(curves, title, self.radii), step)
         for kind, one in reconstructions.items():
             board.add("tensor", f"radial_error/{name}/{kind}", one.radial_error[name], step)

@@ -26,7 +26,7 @@ LossFunction = Callable[..., tuple[torch.Tensor, Metrics]]  # (network, *micro_b
 class Task(Protocol):
     """What can be trained: models.mfm.MaskedFrequencyModelling, models.classifier.Classification."""
 
-    def draw(self, epoch: int, index: int, used_index: int) -> bool | int:
+    def draw(self, epoch: int, index: int, used_index: int) -> bool | int | float:
         """What the loss needs besides an image, in a loader worker; `used_index` may replace an unreadable image."""
 
     def loss(self, network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
