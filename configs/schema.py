@@ -320,6 +320,8 @@ class PretrainConfig:
             return [("filter.share", f"leaves an empty side of the {size**2} frequencies of a crop")]
         radius = self.filter.largest_radius
         # With an outer radius the high side is the ring between the two, which may hold no bin at all.
+        if outer is not None and outer <= radius:
+            return []  # said already
         if not has_bin_between(radius, math.inf if outer is None else outer, size):
             farthest = f"at {size} pixels the farthest bin is at {math.sqrt(2) * (size // 2):.2f}"
             return [("filter.radius", f"leaves no high frequency: {farthest}")]

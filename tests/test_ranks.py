@@ -16,6 +16,7 @@ from data.samples import EvaluationSamples
 from data.sampling import BatchPlan
 from losses.frequency import MaskedFrequencyLoss
 from models.classifier import ResizedViews
+from models.frequency_filter import FrequencyFilter
 from models.mfm import masked_frequency_network
 from models.normalize import Normalizer
 from models.trunk import make_trunk
@@ -61,7 +62,7 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     model = masked_frequency_network(make_trunk("resnet18"), 1).double()
     images = torch.randn(BATCH, 3, 32, 32, dtype=torch.float64)
     keep_low = torch.arange(BATCH) % 3 == 0
-    frequency_loss = MaskedFrequencyLoss(3, reduction="batch")
+    frequency_filter, frequency_loss = FrequencyFilter(3), MaskedFrequencyLoss(reduction="batch")
     plan = BatchPlan.make(
         length=BATCH, batch_size=BATCH, images_per_device=PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size
     )
@@ -69,7 +70,8 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def loss_of(replica, images, keep_low, number):
-        loss = frequency_loss(replica(images), images.mean(1, keepdim=True), keep_low)
+        removed = frequency_filter.removed(keep_low, 32, 32)
+        loss = frequency_loss(replica(images), images.mean(1, keepdim=True), removed)
         return loss * (float("nan") if number == poisoned else 1), {}
 
     micro_batches = []

@@ -82,6 +82,7 @@ AUTHORS_PRETRAINING = {
     "schedule.interval": "step",
     "schedule.cosine_from": "start",
 }
+RIVAL = {**AUTHORS_PRETRAINING, "loss.scope": "all"}
 COINCHEUNG_FINETUNING = {
     "data.train_crop_size": 160,
     "data.crop_ratio": (0.08, 1.0),
@@ -119,6 +120,14 @@ RSB_A2 = {"schedule.epochs": 300, "data.train_crop_size": 224, "data.rand_augmen
 RECIPES = {
     "pretrain_resnet50": COINCHEUNG_PRETRAINING,
     "pretrain_resnet50_paper": AUTHORS_PRETRAINING,
+    "pretrain_resnet50_sr": {**RIVAL, "corruption.name": "super_resolution", "corruption.downscale": 8},
+    "pretrain_resnet50_deblur": {
+        **RIVAL,
+        "corruption.name": "blur",
+        "corruption.blur_sizes": (7, 21),
+        "corruption.blur_sigma": 5.0,
+    },
+    "pretrain_resnet50_denoise": {**RIVAL, "corruption.name": "noise", "corruption.noise_std": 75.0},
     "pretrain_resnet50_crop0.1": {**COINCHEUNG_PRETRAINING, "data.crop_ratio": (0.1, 1.0)},
     "pretrain_resnet50_crop0.67": {**COINCHEUNG_PRETRAINING, "data.crop_ratio": (0.67, 1.0)},
     "finetune_resnet50_bce": COINCHEUNG_FINETUNING,
