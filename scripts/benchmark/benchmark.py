@@ -1,6 +1,6 @@
 """How fast each part is, beside what the public codes do, on this machine in the same run.
 
-python scripts/benchmark/benchmark.py input --json input.json        # input, filter-loss, step, eval, startup
+python scripts/benchmark/benchmark.py input --json input.json        # input, filter-loss, corruptions, step, eval, startup
 python scripts/benchmark/benchmark.py step --profile trace.json      # and a trace for chrome://tracing or perfetto.dev
 python scripts/benchmark/benchmark.py plan                           # what training would cost on 1 to 512 GPUs
 python scripts/benchmark/benchmark.py pictures                       # what pictures in TensorBoard cost
@@ -137,6 +137,27 @@ def measure_filter_loss(options: Namespace, _folder: Path) -> dict:
     return figures
 
 
+RIVAL = ("loss.scope=all",)
+CORRUPTIONS = {
+    "super_resolution": ("corruption.name=super_resolution", *RIVAL),
+    "blur": ("corruption.name=blur", *RIVAL),
+    "noise": ("corruption.name=noise", *RIVAL),
+    "drawn_radius": ("filter.radius=[8,24]",),
+    "magnitude": ("filter.mask=magnitude",),
+}
+
+
+def measure_corruptions(options: Namespace, _folder: Path) -> dict:
+    """Every corruption with its loss, beside the filter of one radius with its own; all by the authors' recipe."""
+    arguments = {"batch": options.batch, "size": options.size, "device": options.device}
+    one_radius = Side("one_radius", ours.OurCorruption, {**arguments, "words": ()}, keeps_freed_memory=True)
+    figures = {}
+    for name, words in CORRUPTIONS.items():
+        other = Side(name, ours.OurCorruption, {**arguments, "words": words}, keeps_freed_memory=True)
+        figures[name] = compare(one_radius, other, conditions_of(options))
+    return figures
+
+
 def add_step_options(parser: ArgumentParser) -> None:
     add_data_path_option(parser)
     parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
@@ -212,6 +233,7 @@ COMMANDS = {
     "filter-loss": Command(
         "filter, loss and its gradient: ours, whole spectra", add_filter_loss_options, measure_filter_loss
     ),
+    "corruptions": Command("every corruption and its loss: one radius, the other", add_batch_option, measure_corruptions),
     "step": Command("a training step of random images: ours, CoinCheung/MFM's recipe", add_step_options, measure_step),
     "eval": Command("files to evaluation crops, one core: one resize size, several", add_eval_options, measure_eval),
     "startup": Command(

@@ -108,6 +108,28 @@ class OurFilterAndLoss(FilterAndLoss):
         return self.frequency_loss(predicted, target, removed)
 
 
+class OurCorruption:
+    """Each call corrupts a batch of noise, and takes the loss of a prediction and its gradient.
+
+    Args:
+        words: settings over configs/pretrain_resnet50_paper.yaml, as on the command line.
+    """
+
+    def __init__(self, words: tuple[str, ...], batch: int, size: int, device: str):
+        recipe = ["--config", str(ROOT / "configs/pretrain_resnet50_paper.yaml"), f"data.train_crop_size={size}"]
+        config = parse_command_line(PretrainConfig, [*recipe, *words], "")
+        self.task = MaskedFrequencyModelling.from_config(config, torch.device(device))
+        self.images, _ = noise_batch(batch, size, device)
+        self.choices = torch.tensor([self.task.draw(0, index) for index in range(batch)], device=device)
+        self.predicted = torch.rand(batch, 3, size, size, device=device).requires_grad_()
+        self.work = batch
+
+    def __call__(self) -> None:
+        clean, _, removed = self.task.corrupt(self.images, self.choices)
+        self.task.frequency_loss(self.predicted, self.task.target(clean), removed).backward()
+        self.predicted.grad = None
+
+
 class OurStep:
     """A training step of configs/pretrain_resnet50.yaml on the same batch of noise at each call."""
 
