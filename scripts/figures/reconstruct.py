@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = ("filtered", "prediction", "combined")
-NOTE = "dB: PSNR of the combined image (else of the prediction); in brackets: of the network's input alone"
+NOTE = "dB: PSNR; in brackets: of the network's input alone"
 
 
 @dataclass(frozen=True)
