@@ -165,15 +165,19 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    name: str = knob("adamw", "AdamW, or SGD with Nesterov momentum", choices=("adamw", "sgd"), compared=True)
+    name: str = knob("adamw", "AdamW, SGD with Nesterov momentum, or LAMB (RSB)", choices=("adamw", "sgd", "lamb"),
+                     compared=True)
     learning_rate: float = knob(1.2e-3, "peak learning rate for this batch size (not scaled automatically)",
                                 low=0, compared=True)
-    betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's beta1 and beta2", low=0, high=0.999999)
+    betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's and LAMB's beta1 and beta2", low=0, high=0.999999)
     momentum: float = knob(0.9, "SGD's Nesterov momentum", above=0, high=0.999999)
-    weight_decay: float = knob(0.05, "AdamW's is decoupled, SGD's is part of the gradient", low=0, compared=True)
+    weight_decay: float = knob(
+        0.05, "AdamW's is decoupled, SGD's is part of the gradient, LAMB's of the step before it is scaled",
+        low=0, compared=True)
     weight_decay_on: str = knob("all", "all parameters (CoinCheung/MFM), or not 1-D ones (paper)",
                                 choices=("all", "matrices"))
-    clip_grad_norm: float | None = knob(None, "largest gradient norm of a step; null: any", above=0)
+    clip_grad_norm: float | None = knob(
+        None, "largest gradient norm of a step; null: any, but LAMB itself clips to 1", above=0)
     ema_decay: float | None = knob(None, "average the weights with this decay a step", above=0, high=0.999999)
 
 
