@@ -165,12 +165,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    name: str = knob("adamw", "AdamW, SGD with Nesterov momentum, or LAMB (RSB)", choices=("adamw", "sgd", "lamb"),
+    name: str = knob("adamw", "AdamW, SGD with momentum, or LAMB (RSB)", choices=("adamw", "sgd", "lamb"),
                      compared=True)
     learning_rate: float = knob(1.2e-3, "peak learning rate for this batch size (not scaled automatically)",
                                 low=0, compared=True)
     betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's and LAMB's beta1 and beta2", low=0, high=0.999999)
-    momentum: float = knob(0.9, "SGD's Nesterov momentum", above=0, high=0.999999)
+    momentum: float = knob(0.9, "SGD's momentum", above=0, high=0.999999)
+    nesterov: bool = knob(True, "SGD looks ahead along its momentum (Nesterov)")
     weight_decay: float = knob(
         0.05, "AdamW's is decoupled, SGD's is part of the gradient, LAMB's of the step before it is scaled",
         low=0, compared=True)
@@ -186,15 +187,27 @@ class ScheduleOptions:
     epochs: int = knob(300, "passes over the training images", "epochs", low=1, flag="--epochs", compared=True)
     warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", "epochs", low=0)
     warmup_learning_rate: float = knob(1.2e-5, "where the rise starts", low=0)
+    shape: str = knob("cosine", "what follows the warm-up: a cosine, or steps down to decay_rate times the rate",
+                      choices=("cosine", "step", "multistep"))
     final_learning_rate: float = knob(0.0, "where the cosine ends", low=0)
     interval: str = knob("step", "the learning rate changes each step or each epoch", choices=("step", "epoch"))
     cosine_from: str = knob("warmup", "the cosine starts after the warm-up (CoinCheung/MFM), or at step 0 (paper)",
                             choices=("warmup", "start"))
+    decay_epochs: int = knob(30, "of shape step: epochs between two steps down", "epochs", low=1)
+    milestones: tuple[int, ...] = knob((60, 80), "of shape multistep: a step down after so many epochs", "epochs",
+                                       low=1)
+    decay_rate: float = knob(0.1, "of shapes step and multistep: factor of a step down", above=0, high=1)
 
     def problems(self) -> Problems:
+        problems = []
+        limit = f"must be below schedule.epochs = {self.epochs}"
         if self.warmup_epochs >= self.epochs:
-            return [("warmup_epochs", f"must be below schedule.epochs = {self.epochs}")]
-        return []
+            problems.append(("warmup_epochs", limit))
+        if self.shape == "step" and self.decay_epochs >= self.epochs:
+            problems.append(("decay_epochs", limit))
+        if self.shape == "multistep" and max(self.milestones) >= self.epochs:
+            problems.append(("milestones", limit))
+        return problems
 
 
 @dataclass(frozen=True)

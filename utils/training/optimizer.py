@@ -16,8 +16,8 @@ def adamw(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimize
 
 
 def sgd(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
-    """Nesterov's momentum; weight decay is part of the gradient."""
-    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, nesterov=True)
+    """Weight decay is part of the gradient."""
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov)
 
 
 def lamb(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
