@@ -191,6 +191,8 @@ class ScheduleOptions:
                       choices=("cosine", "step", "multistep"))
     final_learning_rate: float = knob(0.0, "where the cosine ends", low=0)
     interval: str = knob("step", "the learning rate changes each step or each epoch", choices=("step", "epoch"))
+    delay_steps: int = knob(0, "1: each step has the rate of the step before it (the authors' code)", "steps",
+                            low=0, high=1)
     cosine_from: str = knob("warmup", "the cosine starts after the warm-up (CoinCheung/MFM), or at step 0 (paper)",
                             choices=("warmup", "start"))
     decay_epochs: int = knob(30, "of shape step: epochs between two steps down", "epochs", low=1)

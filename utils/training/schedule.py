@@ -37,7 +37,8 @@ class LearningRate:
 
     Args:
         options: with interval "step" the rate changes each step, with "epoch" at the start of each epoch
-            (CoinCheung/MFM, timm). `options.shape` says what follows the warm-up.
+            (CoinCheung/MFM, timm). `options.shape` says what follows the warm-up. With delay_steps 1 a step has the
+            rate of the step before it, as the authors' code sets the rate after a step; the first two have the same.
         peak: learning rate at the end of the warm-up.
     """
 
@@ -48,6 +49,7 @@ class LearningRate:
     def at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
         options = self.options
+        step = max(step - options.delay_steps, 0)
         if options.interval == "epoch":
             epochs_done = step // self.steps_per_epoch
         else:

@@ -29,6 +29,7 @@ AUTHORS = partial(
     learning_rate, steps_per_epoch=STEPS, epochs=300, peak=PEAK, warmup_epochs=20.0, warmup_learning_rate=1e-6,
     final_learning_rate=1e-5, interval="step", cosine_from="start",
 )  # fmt: skip
+LAST = 300 * STEPS - 1
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,28 @@ def test_the_authors_code_falls_below_the_peak_after_warmup_and_ends_on_its_floo
     assert 1e-5 < last < 1e-5 * (1 + 1e-5)
     after = [AUTHORS(step) for step in range(12500, 300 * STEPS, 1000)]
     assert after == sorted(after, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1e-6),
+        (1, 1e-6),
+        (2, 1e-6 + 1.199e-3 / 12500),
+        (12500, 1e-6 + 1.199e-3 * 12499 / 12500),  # the last of the warm-up's line
+        (12501, 1e-5 + 1.19e-3 * (1 + math.cos(math.pi / 15)) / 2),
+        (LAST, 1e-5 + 1.19e-3 * (1 + math.cos(math.pi * (LAST - 1) / (LAST + 1))) / 2),
+    ],
+)
+def test_the_authors_code_sets_the_rate_after_a_step(step, expected):
+    assert AUTHORS(step, delay_steps=1) == pytest.approx(expected, rel=1e-9)
+    assert AUTHORS(step, delay_steps=1) == AUTHORS(max(step - 1, 0))
+
+
+def test_delayed_changes_of_each_epoch_come_at_its_second_step():
+    delayed = [COINCHEUNG(step, delay_steps=1) for step in (0, 1, STEPS, STEPS + 1, 20 * STEPS, 20 * STEPS + 1, LAST)]
+    first, second = COINCHEUNG(0), COINCHEUNG(STEPS)
+    assert delayed == [first, first, first, second, COINCHEUNG(19 * STEPS), PEAK, COINCHEUNG(LAST)]
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
