@@ -179,7 +179,15 @@ class OptimizerOptions:
                                 choices=("all", "matrices"))
     clip_grad_norm: float | None = knob(
         None, "largest gradient norm of a step; null: any, but LAMB itself clips to 1", above=0)
-    ema_decay: float | None = knob(None, "average the weights with this decay a step", above=0, high=0.999999)
+    ema_decay: float | None = knob(None, "average the weights with this decay an update; null: no average", above=0,
+                                   high=0.999999)
+    ema_every_steps: int = knob(
+        1, "update the average after the first step of an epoch and every so many steps of it (CoinCheung/MFM: 32)",
+        "steps", low=1)
+    ema_buffers: str = knob("copied", "the average's BatchNorm statistics: the latest, or averaged (CoinCheung/MFM)",
+                            choices=("copied", "averaged"))
+    ema_restart_in_warmup: bool = knob(
+        False, "until the first update after the warm-up, set the average to the weights (CoinCheung/MFM)")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from tests.support.launch import ROOT
 from utils.config import parse_command_line
 from utils.distributed import World
+from utils.training.average import AverageRule
 from utils.training.optimizer import OPTIMIZERS, make_optimizer
 from utils.training.step import OVERFLOWS_IN_A_ROW, TrainingState, changed_by, training_step
 
@@ -32,11 +33,14 @@ def adamw(model, decay_on="all", betas=BETAS, weight_decay=DECAY):
     return make_optimizer(model, options)
 
 
-def make_state(model=None, precision=torch.float32, decay_on="all", scale=256.0, optimizer=adamw, **options):
+def make_state(
+    model=None, precision=torch.float32, decay_on="all", scale=256.0, optimizer=adamw, ema_decay=None, **options
+):
     """`precision` is autocast's; in float32 there is none, so a float64 model stays one. `scale`: float16's."""
     model = model or tiny_model(dtype=torch.float32)
     optimizer = adamw(model, decay_on) if optimizer is adamw else optimizer(model)
-    state = TrainingState(model, optimizer, CPU, precision, **options)
+    rule = None if ema_decay is None else AverageRule(ema_decay)
+    state = TrainingState(model, optimizer, CPU, precision, average_rule=rule, **options)
     if precision == torch.float16:
         state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale})
     return state
