@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     if config.run.weights and job.resume is None:
         loaded = load_from_file(trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world)
         note_pretraining(config, job, loaded)
-    state = make_state(config, job, trunk.classifier)
+    state = make_state(config, job, trunk.classifier, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
     extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     if config.run.weights and job.resume is None:
         loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
         job.say(loaded.report)
-    state = make_state(config, job, network)
+    state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
     extra_state = {"config": to_dict(config), "images": len(folder)}

@@ -213,16 +213,29 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    name: str = knob("adamw", "AdamW, or SGD with Nesterov momentum", choices=("adamw", "sgd"), compared=True)
+    name: str = knob("adamw", "AdamW, SGD with momentum, or LAMB (RSB)", choices=("adamw", "sgd", "lamb"),
+                     compared=True)
     learning_rate: float = knob(1.2e-3, "peak learning rate for this batch size (not scaled automatically)",
                                 low=0, compared=True)
-    betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's beta1 and beta2", low=0, high=0.999999)
-    momentum: float = knob(0.9, "SGD's Nesterov momentum", above=0, high=0.999999)
-    weight_decay: float = knob(0.05, "AdamW's is decoupled, SGD's is part of the gradient", low=0, compared=True)
+    betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's and LAMB's beta1 and beta2", low=0, high=0.999999)
+    momentum: float = knob(0.9, "SGD's momentum", above=0, high=0.999999)
+    nesterov: bool = knob(True, "SGD looks ahead along its momentum (Nesterov)")
+    weight_decay: float = knob(
+        0.05, "AdamW's is decoupled, SGD's is part of the gradient, LAMB's of the step before it is scaled",
+        low=0, compared=True)
     weight_decay_on: str = knob("all", "all parameters (CoinCheung/MFM), or not 1-D ones (paper)",
                                 choices=("all", "matrices"))
-    clip_grad_norm: float | None = knob(None, "largest gradient norm of a step; null: any", above=0)
-    ema_decay: float | None = knob(None, "average the weights with this decay a step", above=0, high=0.999999)
+    clip_grad_norm: float | None = knob(
+        None, "largest gradient norm of a step; null: any, but LAMB itself clips to 1", above=0)
+    ema_decay: float | None = knob(None, "average the weights with this decay an update; null: no average", above=0,
+                                   high=0.999999)
+    ema_every_steps: int = knob(
+        1, "update the average after the first step of an epoch and every so many steps of it (CoinCheung/MFM: 32)",
+        "steps", low=1)
+    ema_buffers: str = knob("copied", "the average's BatchNorm statistics: the latest, or averaged (CoinCheung/MFM)",
+                            choices=("copied", "averaged"))
+    ema_restart_in_warmup: bool = knob(
+        False, "until the first update after the warm-up, set the average to the weights (CoinCheung/MFM)")
 
 
 @dataclass(frozen=True)
@@ -230,15 +243,29 @@ class ScheduleOptions:
     epochs: int = knob(300, "passes over the training images", "epochs", low=1, flag="--epochs", compared=True)
     warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", "epochs", low=0)
     warmup_learning_rate: float = knob(1.2e-5, "where the rise starts", low=0)
+    shape: str = knob("cosine", "what follows the warm-up: a cosine, or steps down to decay_rate times the rate",
+                      choices=("cosine", "step", "multistep"))
     final_learning_rate: float = knob(0.0, "where the cosine ends", low=0)
     interval: str = knob("step", "the learning rate changes each step or each epoch", choices=("step", "epoch"))
+    delay_steps: int = knob(0, "1: each step has the rate of the step before it (the authors' code)", "steps",
+                            low=0, high=1)
     cosine_from: str = knob("warmup", "the cosine starts after the warm-up (CoinCheung/MFM), or at step 0 (paper)",
                             choices=("warmup", "start"))
+    decay_epochs: int = knob(30, "of shape step: epochs between two steps down", "epochs", low=1)
+    milestones: tuple[int, ...] = knob((60, 80), "of shape multistep: a step down after so many epochs", "epochs",
+                                       low=1)
+    decay_rate: float = knob(0.1, "of shapes step and multistep: factor of a step down", above=0, high=1)
 
     def problems(self) -> Problems:
+        problems = []
+        limit = f"must be below schedule.epochs = {self.epochs}"
         if self.warmup_epochs >= self.epochs:
-            return [("warmup_epochs", f"must be below schedule.epochs = {self.epochs}")]
-        return []
+            problems.append(("warmup_epochs", limit))
+        if self.shape == "step" and self.decay_epochs >= self.epochs:
+            problems.append(("decay_epochs", limit))
+        if self.shape == "multistep" and max(self.milestones) >= self.epochs:
+            problems.append(("milestones", limit))
+        return problems
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def measure_pictures(options: argparse.Namespace, folder: Path) -> dict:
     job = open_job(config)
     config = with_resolved_choices(config, options.batch, job.dtype)
     options.size, options.precision = config.data.train_crop_size, config.train.precision
-    state = make_state(config, job, network_from_config(config))
+    state = make_state(config, job, network_from_config(config), steps_per_epoch=1)
     task = MaskedFrequencyModelling.from_config(config, job.world.device)
     log = RunLog(
         job.output, job.world, every_steps=NEVER, first_step=0, total_steps=NEVER, steps_per_epoch=NEVER,

@@ -210,6 +210,16 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),
         (PretrainConfig, ["schedule.warmup_epochs=300"], "schedule.warmup_epochs = 300.0: must be below .* 300"),
+        (
+            PretrainConfig,
+            ["schedule.shape=step", "schedule.decay_epochs=300"],
+            "schedule.decay_epochs = 300: must be below .* 300",
+        ),
+        (
+            FinetuneConfig,
+            ["schedule.shape=multistep", "--epochs", "80"],
+            "schedule.milestones = [60, 80]: must be below .* 80",
+        ),
     ],
 )
 def test_knobs_that_contradict_each_other_are_refused(config_class, words, message):
@@ -228,7 +238,8 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_ops=0"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),
         (FinetuneConfig, ["--eval-only", "--weights", "x.pt"]),
-        (FinetuneConfig, ["--epochs", "21"]),
+        (FinetuneConfig, ["--epochs", "21"]),  # the milestones count for shape=multistep only
+        (FinetuneConfig, ["schedule.shape=multistep", "--epochs", "81"]),
         (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[0, 0]"]),
         (PretrainConfig, ["filter.radius=158.39"]),
     ],

@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 import torch
 from torch import nn
 
-from configs.schema import FinetuneConfig, ModelOptions, PretrainConfig
+from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig
 from utils.distributed import World, join
 from utils.errors import UserError
 from utils.precision import choose_precision, set_numerics
@@ -20,6 +20,7 @@ from utils.process import available_cores
 from utils.run.checkpoint import Checkpoints
 from utils.run.provenance import write_json
 from utils.run.resume import find_resume
+from utils.training.average import AverageRule
 from utils.training.optimizer import make_optimizer
 from utils.training.step import TrainingState
 
@@ -115,7 +116,9 @@ def to_device(model: nn.Module, device: torch.device, options: ModelOptions) -> 
     return model.to(device, memory_format=memory_format)
 
 
-def make_state(config: PretrainConfig | FinetuneConfig, job: Job, model: nn.Module) -> TrainingState:
+def make_state(
+    config: PretrainConfig | FinetuneConfig, job: Job, model: nn.Module, steps_per_epoch: int
+) -> TrainingState:
     """The model on its device with its optimizer, behind the ranks' gradient exchange."""
     if config.model.sync_batch_norm:
         if job.world.device.type == "cpu":
@@ -124,6 +127,20 @@ def make_state(config: PretrainConfig | FinetuneConfig, job: Job, model: nn.Modu
     model = to_device(model, job.world.device, config.model)
     return TrainingState(
         model, make_optimizer(model, config.optimizer), job.world, job.dtype,
-        seed=config.run.seed, image_size=config.data.train_crop_size,
-        clip_grad_norm=config.optimizer.clip_grad_norm, ema_decay=config.optimizer.ema_decay,
+        seed=config.run.seed, image_size=config.data.train_crop_size, clip_grad_norm=config.optimizer.clip_grad_norm,
+        average_rule=average_rule(config.optimizer, config.schedule.warmup_epochs, steps_per_epoch),
+    )  # fmt: skip
+
+
+def average_rule(options: OptimizerOptions, warmup_epochs: float, steps_per_epoch: int) -> AverageRule | None:
+    """The rule of the average of the weights, if there is to be one."""
+    if options.ema_decay is None:
+        return None
+    restart_epochs = 0.0
+    if options.ema_restart_in_warmup:
+        restart_epochs = warmup_epochs
+    return AverageRule(
+        decay=options.ema_decay, every_steps=options.ema_every_steps,
+        average_buffers=options.ema_buffers == "averaged", restart_epochs=restart_epochs,
+        steps_per_epoch=steps_per_epoch,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from configs.schema import OptimizerOptions
+from utils.training.lamb import Lamb
 
 
 def adamw(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
@@ -15,11 +16,16 @@ def adamw(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimize
 
 
 def sgd(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
-    """Nesterov's momentum; weight decay is part of the gradient."""
-    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, nesterov=True)
+    """Weight decay is part of the gradient."""
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov)
 
 
-OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
+def lamb(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """With eps 1e-6 and gradients clipped to norm 1, as RSB has it."""
+    return Lamb(groups, lr=options.learning_rate, betas=options.betas)
+
+
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd, "lamb": lamb}
 
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -1,9 +1,34 @@
-"""Learning rate as a pure function of the step: linear warmup, then a cosine."""
+"""Learning rate as a pure function of the step: linear warm-up, then a cosine or steps down."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from configs.schema import ScheduleOptions
+
+
+def cosine(options: ScheduleOptions, peak: float, epochs_done: float) -> float:
+    """With cosine_from "warmup" over the epochs after the warm-up (CoinCheung/MFM), with "start" over all epochs.
+
+    So with "start" it continues below the peak after the warm-up (the authors' code, timm).
+    """
+    start = options.warmup_epochs if options.cosine_from == "warmup" else 0
+    share = (epochs_done - start) / (options.epochs - start)
+    height = peak - options.final_learning_rate
+    return options.final_learning_rate + height * (1 + math.cos(math.pi * share)) / 2
+
+
+def even_steps(options: ScheduleOptions, peak: float, epochs_done: float) -> float:
+    """Times decay_rate after every decay_epochs epochs, those of the warm-up counted."""
+    return peak * options.decay_rate ** (epochs_done // options.decay_epochs)
+
+
+def milestones(options: ScheduleOptions, peak: float, epochs_done: float) -> float:
+    """Times decay_rate at each milestone."""
+    return peak * options.decay_rate ** bisect_right(sorted(options.milestones), epochs_done)
+
+
+SHAPES = {"cosine": cosine, "step": even_steps, "multistep": milestones}
 
 
 @dataclass(frozen=True)
@@ -12,9 +37,9 @@ class LearningRate:
 
     Args:
         options: with interval "step" the rate changes each step, with "epoch" at the start of each epoch
-            (CoinCheung/MFM). With cosine_from "warmup" the cosine spans the epochs after warmup (CoinCheung/MFM), with
-            "start" all epochs, so that it continues below the peak after warmup (the authors' code).
-        peak: learning rate at the end of the warmup.
+            (CoinCheung/MFM, timm). `options.shape` says what follows the warm-up. With delay_steps 1 a step has the
+            rate of the step before it, as the authors' code sets the rate after a step; the first two have the same.
+        peak: learning rate at the end of the warm-up.
     """
 
     options: ScheduleOptions
@@ -24,6 +49,7 @@ class LearningRate:
     def at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
         options = self.options
+        step = max(step - options.delay_steps, 0)
         if options.interval == "epoch":
             epochs_done = step // self.steps_per_epoch
         else:
@@ -31,7 +57,4 @@ class LearningRate:
         if epochs_done < options.warmup_epochs:
             rise = self.peak - options.warmup_learning_rate
             return options.warmup_learning_rate + rise * epochs_done / options.warmup_epochs
-        start = options.warmup_epochs if options.cosine_from == "warmup" else 0
-        share = (epochs_done - start) / (options.epochs - start)
-        height = self.peak - options.final_learning_rate
-        return options.final_learning_rate + height * (1 + math.cos(math.pi * share)) / 2
+        return SHAPES[options.shape](options, self.peak, epochs_done)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
 from utils.seeding import keyed_torch
+from utils.training.average import AverageRule, update_average
 from utils.training.evaluation import in_evaluation
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
@@ -63,12 +64,13 @@ class TrainingState:
         seed: of the random numbers that are drawn in a forward pass.
         image_size: side of an image that the model takes, in pixels.
         clip_grad_norm: largest gradient norm of a step.
-        ema_decay: of the average of the weights, a step.
+        average_rule: of the average of the weights; None: there is none.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, dtype: torch.dtype,
-        seed: int = 0, image_size: int = 64, clip_grad_norm: float | None = None, ema_decay: float | None = None,
+        seed: int = 0, image_size: int = 64, clip_grad_norm: float | None = None,
+        average_rule: AverageRule | None = None,
     ):  # fmt: skip
         self.device = next(model.parameters()).device
         self.model = self.replica = model
@@ -82,8 +84,8 @@ class TrainingState:
             warm_up_ddp_buckets(self.replica, image_size)
         self.clip_grad_norm = float("inf") if clip_grad_norm is None else clip_grad_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.ema_decay = ema_decay
-        self.average = None if ema_decay is None else AveragedModel(model)
+        self.average_rule = average_rule
+        self.average = None if average_rule is None else AveragedModel(model, device=self.device)
         self.bad_steps = BadSteps.none(self.device)
         self.has_updated = False  # the optimizer, in this process
 
@@ -181,7 +183,7 @@ def training_step(
         for buffer, old in zip(state.model.buffers(), buffers_before, strict=True):
             torch.where(bad, old, buffer, out=buffer)
     if state.average is not None:
-        update_average(state, bad)
+        update_average(state.average, state.average_rule, state.model, step, bad)
     state.bad_steps = state.bad_steps.count(step, bad)
     metrics["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
     if state.scaler.is_enabled():
@@ -244,15 +246,3 @@ def changed_by(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], torch.
                 if isinstance(value, torch.Tensor) and value.device == parameter.device:
                     tensors[id(parameter), f"state {name}"] = value
     return tensors
-
-
-@torch.no_grad()
-def update_average(state: TrainingState, bad: torch.Tensor) -> None:
-    """The average moves towards the weights unless `bad`; the first good step's start it; buffers are copied."""
-    started = (state.average.n_averaged > 0).double()
-    share = (~bad).double() * (1 - state.ema_decay * started)
-    state.average.n_averaged += ~bad
-    for average, weight in zip(state.average.module.parameters(), state.model.parameters(), strict=True):
-        average.lerp_(weight, share.to(weight.dtype))
-    for average, buffer in zip(state.average.module.buffers(), state.model.buffers(), strict=True):
-        average.copy_(buffer)

@@ -90,11 +90,13 @@ def test_every_name_in_the_schema_is_in_the_table():
     assert set(field.metadata["choices"]) == OPTIMIZERS.keys()
 
 
-def test_an_update_agrees_with_nesterovs_sgd_written_out():
-    """Weight decay is part of the gradient; the step looks ahead along the momentum."""
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_an_update_agrees_with_sgd_written_out(nesterov):
+    """Weight decay is part of the gradient; Nesterov's step, the default, looks ahead along the momentum."""
+    assert OptimizerOptions().nesterov
     model = nn.Linear(3, 2).double()
     options = OptimizerOptions(
-        name="sgd", learning_rate=0.1, momentum=0.8, weight_decay=0.05, weight_decay_on="matrices"
+        name="sgd", learning_rate=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.05, weight_decay_on="matrices"
     )
     optimizer = make_optimizer(model, options)
     expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -106,7 +108,8 @@ def test_an_update_agrees_with_nesterovs_sgd_written_out():
             decay = 0.05 if name == "weight" else 0.0
             gradient = parameter.grad + decay * expected[name]
             momentum[name] = 0.8 * momentum[name] + gradient
-            expected[name] = expected[name] - 0.1 * (gradient + 0.8 * momentum[name])
+            direction = gradient + 0.8 * momentum[name] if nesterov else momentum[name]
+            expected[name] = expected[name] - 0.1 * direction
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=0)

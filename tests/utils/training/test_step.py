@@ -14,6 +14,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from tests.support.launch import ROOT
 from utils.config import parse_command_line
 from utils.distributed import World
+from utils.training.average import AverageRule
 from utils.training.optimizer import OPTIMIZERS, make_optimizer
 from utils.training.step import OVERFLOWS_IN_A_ROW, TrainingState, changed_by, training_step
 
@@ -32,11 +33,14 @@ def adamw(model, decay_on="all", betas=BETAS, weight_decay=DECAY):
     return make_optimizer(model, options)
 
 
-def make_state(model=None, precision=torch.float32, decay_on="all", scale=256.0, optimizer=adamw, **options):
+def make_state(
+    model=None, precision=torch.float32, decay_on="all", scale=256.0, optimizer=adamw, ema_decay=None, **options
+):
     """`precision` is autocast's; in float32 there is none, so a float64 model stays one. `scale`: float16's."""
     model = model or tiny_model(dtype=torch.float32)
     optimizer = adamw(model, decay_on) if optimizer is adamw else optimizer(model)
-    state = TrainingState(model, optimizer, CPU, precision, **options)
+    rule = None if ema_decay is None else AverageRule(ema_decay)
+    state = TrainingState(model, optimizer, CPU, precision, average_rule=rule, **options)
     if precision == torch.float16:
         state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale})
     return state
@@ -495,7 +499,7 @@ def test_no_step_waits_for_the_device(precision, monkeypatch):
 # Any optimizer.
 
 
-def lamb(model):
+def timms_lamb(model):
     return pytest.importorskip("timm.optim").Lamb(model.parameters(), lr=1e-3, weight_decay=0.02)
 
 
@@ -506,7 +510,7 @@ ANY_OPTIMIZER = {
     "fused sgd": lambda model: torch.optim.SGD(model.parameters(), momentum=0.9, fused=True),
     "nadam": lambda model: torch.optim.NAdam(model.parameters()),
     "rmsprop": lambda model: torch.optim.RMSprop(model.parameters(), momentum=0.9),
-    "lamb": lamb,
+    "timm's lamb": timms_lamb,
 }
 EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", ANY_OPTIMIZER.values(), ids=ANY_OPTIMIZER.keys())
 
@@ -516,7 +520,7 @@ EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", ANY_OPTIMIZER.values(), i
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16])
 def test_a_bad_step_leaves_no_trace_whatever_the_optimizer(optimizer, bad_step, precision):
     """Nor does it in the steps after it, but for timm's LAMB, which counts steps outside of tensors."""
-    state, untouched = (make_state(precision=precision, optimizer=optimizer) for _ in range(2))
+    state, untouched = (make_state(precision=precision, optimizer=optimizer, ema_decay=0.9) for _ in range(2))
     good_steps = range(bad_step)
     take(state, good_steps, dtype=torch.float32)
     take(untouched, good_steps, dtype=torch.float32)
@@ -528,7 +532,7 @@ def test_a_bad_step_leaves_no_trace_whatever_the_optimizer(optimizer, bad_step, 
     take(state, [bad_step + 1], dtype=torch.float32)
     take(untouched, [bad_step + 1], dtype=torch.float32)
     assert all(tensor.isfinite().all() for tensor in tensors(state).values())
-    if optimizer is not lamb and precision == torch.float32:
+    if optimizer is not timms_lamb and precision == torch.float32:
         assert_identical(tensors(untouched), tensors(state))
 
 
@@ -581,8 +585,10 @@ def test_a_count_on_another_device_is_left_to_the_optimizer():
     assert names == {"weight", "state momentum_buffer"}
 
 
-def test_only_the_first_update_of_a_process_reads_the_flag():
-    state = make_state(optimizer=lambda model: torch.optim.SGD(model.parameters()))  # it never has any state
+@pytest.mark.parametrize("optimizer", [lambda model: torch.optim.SGD(model.parameters()), ANY_OPTIMIZER["lamb"]])
+def test_only_the_first_update_of_a_process_reads_the_flag(optimizer):
+    """SGD without momentum never has any state; LAMB has three tensors of it a parameter."""
+    state = make_state(optimizer=optimizer, ema_decay=0.9)
     with Reads() as reads:
         take(state, [0], dtype=torch.float32)
         assert reads.noted == ["aten::_local_scalar_dense"]
