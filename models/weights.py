@@ -16,6 +16,7 @@ from utils.run.checkpoint import read_checkpoint
 OWN = "a checkpoint of this project"
 COINCHEUNG = "a checkpoint of CoinCheung/MFM"
 AUTHORS = "a checkpoint of the authors' code (Jiahao000/MFM)"
+UNKNOWN_ORIGIN = "a state dict in torchvision's and timm's names"
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 NORMALISATIONS = {COINCHEUNG: ([0.4] * 3, [0.2] * 3), AUTHORS: IMAGENET}  # mean, std of channels in [0, 1]
 # What DDP, torch.compile, detectors and the authors' code put before torchvision's names.
@@ -80,14 +81,26 @@ def weights_of(content: dict, path: str, use_ema: bool = False) -> tuple[str, We
     if not weights:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: holds no state dict, neither under `model` or `state_dict` nor plainly, but {keys}")
+    layout = origin_of(content) or " after ".join([UNKNOWN_ORIGIN, *sorted(prefixes - {""})])
+    return layout, weights
+
+
+def origin_of(content: dict) -> str | None:
+    """The code that wrote a file: OWN, COINCHEUNG or AUTHORS; None unless the file has what no other code writes.
+
+    timm's and torchvision's training scripts save an argparse.Namespace as well, and SimMIM's family a yacs config.
+    """
     config = content.get("config")
-    if isinstance(config, dict) and {"run", "data", "train"} <= config.keys():
-        return OWN, weights
-    if isinstance(content.get("args"), argparse.Namespace):
-        return COINCHEUNG, weights
-    if isinstance(config, dict) and "encoder." in prefixes:
-        return AUTHORS, weights
-    return " after ".join(["a state dict in torchvision's and timm's names", *sorted(prefixes - {""})]), weights
+    if isinstance(config, dict):
+        if {"run", "data", "train"} <= config.keys():
+            return OWN
+        data = config.get("DATA")
+        if isinstance(data, dict) and ("FILTER_TYPE" in data or "MASK_RADIUS1" in data):
+            return AUTHORS
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace) and "use_dali" in arguments:
+        return COINCHEUNG
+    return None
 
 
 def load_weights(network: nn.Module, weights: Weights, path: str, trunk_children: frozenset[str]) -> str:

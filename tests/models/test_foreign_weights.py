@@ -8,6 +8,7 @@ import copy
 import sys
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import timm
@@ -53,7 +54,7 @@ def without_head(state: dict) -> dict:
 
 
 def as_coincheung(state: dict, node) -> dict:
-    args = argparse.Namespace(lr=1.2e-3, epochs=300, output_dir="./res", weights=None, betas=(0.9, 0.95))
+    args = argparse.Namespace(lr=1.2e-3, epochs=300, output_dir="./res", betas=(0.9, 0.95), use_dali=True)
     optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     decoder = {"decoder.0.weight": torch.randn(1024, 512, 1, 1), "decoder.0.bias": torch.randn(1024)}
     model = without_head(state) | decoder
@@ -63,8 +64,44 @@ def as_coincheung(state: dict, node) -> dict:
 def as_authors(state: dict, node) -> dict:
     decoder = {"decoder.0.weight": torch.randn(3072, 512, 1, 1), "decoder.0.bias": torch.randn(3072)}
     trunk = {f"encoder.{name}": tensor for name, tensor in without_head(state).items()}
-    config = node(MODEL=node(TYPE="resnet", NAME="x"), BASE=[""], DATA=node(BATCH_SIZE=256))
+    config = node(MODEL=node(TYPE="resnet", NAME="x"), BASE=[""], DATA=node(BATCH_SIZE=256, FILTER_TYPE="mfm"))
     return {"model": collections.OrderedDict(trunk | decoder), "epoch": 299, "max_accuracy": 0.0, "config": config}
+
+
+def as_timm(state: dict, folder: Path, ema_state: dict | None = None, **more) -> Path:
+    """A file by timm's CheckpointSaver itself, as its train.py saves: with the arguments, and a scaler."""
+    model = filled_resnet18(state)
+    average = None
+    if ema_state is not None:
+        average = timm.utils.ModelEmaV3(filled_resnet18(ema_state))
+    args = argparse.Namespace(model="resnet18", mean=None, std=None, lr=5e-3, amp=True, use_multi_epochs_loader=False)
+    saver = timm.utils.CheckpointSaver(
+        model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), args, average,
+        amp_scaler=timm.utils.NativeScaler("cpu"), checkpoint_dir=str(folder), recovery_dir=str(folder),
+    )  # fmt: skip
+    saver.save_checkpoint(epoch=3, metric=71.5)
+    return folder / "last.pth.tar"
+
+
+def filled_resnet18(state: dict) -> nn.Module:
+    model = torchvision.models.resnet18(num_classes=len(state["fc.bias"]))
+    model.load_state_dict(state)
+    return model
+
+
+def as_torchvision(state: dict, ema_state: dict | None = None) -> dict:
+    """What torchvision's references/classification/train.py saves."""
+    optimizer = torch.optim.SGD(filled_resnet18(state).parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])  # holds a Counter
+    args = argparse.Namespace(model="resnet18", lr=0.5, val_resize_size=232, weights=None, backend="PIL", use_v2=False)
+    content = {
+        "model": state, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "epoch": 599,
+        "args": args,
+    }  # fmt: skip
+    if ema_state is not None:
+        average = torch.optim.swa_utils.AveragedModel(filled_resnet18(ema_state), use_buffers=True)
+        content["model_ema"] = average.state_dict()
+    return content
 
 
 def prefixed(*prefixes: str):
@@ -224,6 +261,43 @@ def test_a_run_is_warned_of_another_normalisation_than_that_of_its_weights(make,
     for other_mean, other_std in ((mean, [0.1] * 3), ([0.1] * 3, std)):
         warning = normalisation_warning(loaded, tuple(other_mean), tuple(other_std))
         assert f"trained with data.mean {mean}, data.std {std}" in warning
+
+
+def write_timm(state, tmp_path):
+    return as_timm(state, tmp_path)
+
+
+def write_torchvision(state, tmp_path):
+    torch.save(as_torchvision(state), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+def write_arguments_alone(state, tmp_path):
+    torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+def write_simmim(state, tmp_path):
+    config = {"DATA": {"MASK_RATIO": 0.6}, "MODEL": {"TYPE": "swin"}}
+    torch.save({"model": {f"encoder.{n}": t for n, t in state.items()}, "config": config}, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+@pytest.mark.parametrize("write", [write_timm, write_torchvision, write_arguments_alone, write_simmim])
+def test_other_codes_that_save_arguments_or_a_config_are_not_taken_for_one_of_mfm(write, sources, tmp_path):
+    loaded = load(classifier("resnet18"), write(sources["torchvision"].state, tmp_path))
+    assert counts(loaded.report) == Counts(matched=122, left_over=0, new=0)
+    assert "layout: a state dict in torchvision's and timm's names" in loaded.report and "MFM" not in loaded.report
+    assert loaded.mean is None and normalisation_warning(loaded, (0.1,) * 3, (0.2,) * 3) is None
+
+
+def test_finetuned_files_of_coincheung_are_known_as_well(sources, tmp_path):
+    """Its finetuning script has --use_dali too, whatever its value."""
+    content = as_torchvision(sources["torchvision"].state)
+    content["args"].use_dali = False
+    torch.save(content, tmp_path / "w.pth")
+    loaded = load(classifier("resnet18"), tmp_path / "w.pth")
+    assert COINCHEUNG in loaded.report and (loaded.mean, loaded.std) == ([0.4] * 3, [0.2] * 3)
 
 
 def test_nothing_is_said_of_a_normalisation_that_is_not_known(sources, tmp_path):
