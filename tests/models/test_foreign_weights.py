@@ -8,7 +8,6 @@ import copy
 import sys
 import types
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import timm
@@ -20,7 +19,7 @@ from torch import nn
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
 from models.weights import AUTHORS, COINCHEUNG, normalisation_warning, shapes_of
-from tests.support.weights import Counts, classifier, counts, lively, load
+from tests.support.weights import Counts, as_timm, as_torchvision, classifier, counts, lively, load
 from utils.errors import UserError
 
 pytestmark = pytest.mark.process
@@ -66,42 +65,6 @@ def as_authors(state: dict, node) -> dict:
     trunk = {f"encoder.{name}": tensor for name, tensor in without_head(state).items()}
     config = node(MODEL=node(TYPE="resnet", NAME="x"), BASE=[""], DATA=node(BATCH_SIZE=256, FILTER_TYPE="mfm"))
     return {"model": collections.OrderedDict(trunk | decoder), "epoch": 299, "max_accuracy": 0.0, "config": config}
-
-
-def as_timm(state: dict, folder: Path, ema_state: dict | None = None, **more) -> Path:
-    """A file by timm's CheckpointSaver itself, as its train.py saves: with the arguments, and a scaler."""
-    model = filled_resnet18(state)
-    average = None
-    if ema_state is not None:
-        average = timm.utils.ModelEmaV3(filled_resnet18(ema_state))
-    args = argparse.Namespace(model="resnet18", mean=None, std=None, lr=5e-3, amp=True, use_multi_epochs_loader=False)
-    saver = timm.utils.CheckpointSaver(
-        model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), args, average,
-        amp_scaler=timm.utils.NativeScaler("cpu"), checkpoint_dir=str(folder), recovery_dir=str(folder),
-    )  # fmt: skip
-    saver.save_checkpoint(epoch=3, metric=71.5)
-    return folder / "last.pth.tar"
-
-
-def filled_resnet18(state: dict) -> nn.Module:
-    model = torchvision.models.resnet18(num_classes=len(state["fc.bias"]))
-    model.load_state_dict(state)
-    return model
-
-
-def as_torchvision(state: dict, ema_state: dict | None = None) -> dict:
-    """What torchvision's references/classification/train.py saves."""
-    optimizer = torch.optim.SGD(filled_resnet18(state).parameters(), 0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])  # holds a Counter
-    args = argparse.Namespace(model="resnet18", lr=0.5, val_resize_size=232, weights=None, backend="PIL", use_v2=False)
-    content = {
-        "model": state, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "epoch": 599,
-        "args": args,
-    }  # fmt: skip
-    if ema_state is not None:
-        average = torch.optim.swa_utils.AveragedModel(filled_resnet18(ema_state), use_buffers=True)
-        content["model_ema"] = average.state_dict()
-    return content
 
 
 def prefixed(*prefixes: str):
