@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, finetune, small_run
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run
 from tests.support.weights import as_timm, as_torchvision
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -110,3 +110,12 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(trained, tmp_path):
     torch.save(content, tmp_path / "ours.pt")
     with pytest.raises(UserError, match=r"ours\.pt: not a finetuned checkpoint \(it names no classes\)"):
         evaluated(trained, tmp_path / "ours.pt", tmp_path / "out")
+
+
+def test_pretraining_warns_of_another_normalisation_as_finetuning_does(trained, tmp_path, capsys):
+    path = write_coincheung(trained, tmp_path)
+    for number, normalisation in enumerate((OTHER, COINCHEUNGS)):
+        words = small_run(PRETRAIN, trained.images, tmp_path / str(number), *normalisation, "--weights", str(path))
+        assert pretrain(words) == 0
+        warned = "warning: " in capsys.readouterr().out
+        assert warned == (normalisation is OTHER)
