@@ -24,14 +24,13 @@ from data.sampling import BatchPlan
 from models.classifier import Classification, FilteredViews, ResizedViews
 from models.normalize import Normalizer
 from models.trunk import make_trunk, trunk_children
-from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, weights_of
+from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import confusion_figure
 from utils.pictures import sheet
 from utils.process import StopRequest
-from utils.run.checkpoint import read_checkpoint
 from utils.run.job import Job, make_state, open_job, to_device, with_resolved_choices
 from utils.run.log import RunLog, open_log
 from utils.run.resume import begin_output, load_resume
@@ -153,8 +152,10 @@ class EvaluationData:
     held_out: ImageFolder | None
 
     @classmethod
-    def open(cls, config: FinetuneConfig, job: Job, classes: list[str], holdout_fraction: float) -> "EvaluationData":
-        """Args: holdout_fraction: the one that the model was trained with."""
+    def open(
+        cls, config: FinetuneConfig, job: Job, classes: list[str] | None, holdout_fraction: float
+    ) -> "EvaluationData":
+        """Args: classes: None: in the order of val's folders. holdout_fraction: of the model's training."""
         held_out = None
         if config.run.select_val_resize_size:
             train = os.path.join(config.data.data_path, "train")
@@ -260,29 +261,29 @@ def show_mistakes(
 
 
 def evaluate_checkpoint(config: FinetuneConfig) -> int:
-    """--eval-only: model, class order and normalisation are the checkpoint's, sizes the command line's."""
+    """--eval-only: model, classes and normalisation are the file's where it tells them, sizes the command line's."""
     path = config.run.weights
-    saved = read_checkpoint(path)
-    if not {"model", "config", "step", "classes"} <= saved.keys():
+    job = open_job(config, writes_checkpoints=False)
+    file = read_weights(path, config.model.name, config.run.use_ema, job.world)
+    if file.config is not None and file.classes is None:
         raise UserError(
             f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
         )
-    trained = saved["config"]["data"]
-    holdout_fraction = trained.get("holdout_fraction", 0.0)
-    if config.run.select_val_resize_size and not holdout_fraction:
+    if config.run.select_val_resize_size and not file.holdout_fraction:
         raise UserError(f"{path}: was trained on all of train (data.holdout_fraction 0): nothing to choose a size on")
-    config = replace(config, data=replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"])))
-    job = open_job(config, writes_checkpoints=False)
-    data = EvaluationData.open(config, job, saved["classes"], holdout_fraction)
-    name = saved["config"]["model"]["name"]
-    network = make_trunk(name, len(saved["classes"])).classifier
-    _, weights = weights_of(saved, path, config.run.use_ema)
-    job.say(load_weights(network, weights, path, trunk_children(name)))
+    if file.mean is not None:
+        config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
+    data = EvaluationData.open(config, job, file.classes, file.holdout_fraction)
+    name = file.model_name or config.model.name
+    network = make_trunk(name, len(data.val.classes)).classifier
+    account = load_weights(network, file.weights, path, trunk_children(name), whole=True)
+    job.say(f"{path}: layout: {file.layout}; {account}")
+    job.say(file.evaluated_with(data.val.classes, config.data.mean, config.data.std))
     network = to_device(network, job.world.device, config.model)
     result = evaluate_models(config, job, {"ema" if config.run.use_ema else "model": network}, data)
     job.say(results_table(result["results"]))
     file_name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
-    source = {"checkpoint": path, "step": saved["step"], "val_crop_size": config.data.val_crop_size}
+    source = {"checkpoint": path, "step": file.step, "val_crop_size": config.data.val_crop_size}
     job.write_result(file_name, {**source, **result})
     return 0
 

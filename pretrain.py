@@ -17,7 +17,7 @@ from data.loader import StepBatches
 from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
 from models.mfm import MaskedFrequencyModelling, network_from_config
-from models.weights import load_from_file
+from models.weights import load_from_file, normalisation_warning
 from utils.config import parse_command_line, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     if config.run.weights and job.resume is None:
         loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
         job.say(loaded.report)
+        if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
+            job.say(warning)
     state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended

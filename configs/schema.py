@@ -200,6 +200,12 @@ class FrequencyLossOptions:
 class ClassificationLossOptions:
     name: str = knob("bce", "binary (per class) or softmax cross-entropy", choices=("bce", "ce"), compared=True)
     label_smoothing: float = knob(0.1, "taken from the true class, shared by the others", low=0, high=0.999)
+    multi_label: bool = knob(False, "bce: smoothed targets above 0.2 become 1, all others 0 (RSB: both of a mixed one)")
+
+    def problems(self) -> Problems:
+        if self.multi_label and (self.name != "bce" or self.label_smoothing > 0.2):
+            return [("multi_label", "needs loss.name = bce, and loss.label_smoothing of at most 0.2, its threshold")]
+        return []
 
 
 @dataclass(frozen=True)

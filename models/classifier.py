@@ -38,7 +38,9 @@ class Classification:
         return cls(
             normalize=Normalizer(config.data.mean, config.data.std, device),
             mixing=Mixing(config.data.mixup_alpha, config.data.cutmix_alpha, num_classes),
-            classification_loss=ClassificationLoss(config.loss.name, config.loss.label_smoothing),
+            classification_loss=ClassificationLoss(
+                config.loss.name, config.loss.label_smoothing, config.loss.multi_label
+            ),
             labels=labels,
         )
 

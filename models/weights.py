@@ -16,12 +16,47 @@ from utils.run.checkpoint import read_checkpoint
 OWN = "a checkpoint of this project"
 COINCHEUNG = "a checkpoint of CoinCheung/MFM"
 AUTHORS = "a checkpoint of the authors' code (Jiahao000/MFM)"
+UNKNOWN_ORIGIN = "a state dict in torchvision's and timm's names"
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 NORMALISATIONS = {COINCHEUNG: ([0.4] * 3, [0.2] * 3), AUTHORS: IMAGENET}  # mean, std of channels in [0, 1]
 # What DDP, torch.compile, detectors and the authors' code put before torchvision's names.
 PREFIXES = re.compile(r"^((?:module|_orig_mod|backbone|encoder)\.)+")
+AVERAGES = ("ema", "model_ema", "state_dict_ema")  # of this project; of CoinCheung/MFM and torchvision; of timm
 Weights = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The weights in a file, and what it tells of their training; None: it does not tell."""
+
+    path: str
+    layout: str  # in words
+    weights: Weights
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    config: dict | None = None  # of a checkpoint of this project
+    classes: list[str] | None = None  # in the order of the logits
+    step: int | None = None
+
+    @property
+    def model_name(self) -> str | None:
+        return (self.config or {}).get("model", {}).get("name")
+
+    @property
+    def holdout_fraction(self) -> float:
+        """The share of train that was not trained on, as far as is known."""
+        return (self.config or {}).get("data", {}).get("holdout_fraction", 0.0)
+
+    def evaluated_with(self, classes: list[str], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+        """A line for the log: which classes and which normalisation an evaluation takes, and where they are from."""
+        order = "the file's"
+        if self.classes is None:
+            order = f"the {len(classes)} folders in sorted order (the file names none)"
+        source = "the file's"
+        if self.mean is None:
+            source = "this command line's (the file tells none)"
+        return f"classes: {order}; normalisation: data.mean {list(mean)}, data.std {list(std)}, {source}"
 
 
 @dataclass(frozen=True)
@@ -38,17 +73,28 @@ def load_from_file(network: nn.Module, model_name: str, path: str, use_ema: bool
 
     Raises: UserError if the file cannot be had or read, or does not fit the network.
     """
+    file = read_weights(path, model_name, use_ema, world)
+    account = load_weights(network, file.weights, path, trunk_children(model_name))
+    return LoadedWeights(path, f"{path}: layout: {file.layout}; {account}", file.config, file.mean, file.std)
+
+
+def read_weights(path: str, model_name: str, use_ema: bool, world: World) -> WeightsFile:
+    """Read a file, or torchvision:IMAGENET1K_V1 and the like of a model.
+
+    Raises: UserError if it cannot be had or read, or holds no state dict, or no average where use_ema asks for it.
+    """
     from_hub = path.startswith(HUB)
     file = hub_file(path, model_name, world) if from_hub else path
     content = read_checkpoint(file, foreign=True)
     layout, weights = weights_of(content, path, use_ema)
-    account = load_weights(network, weights, path, trunk_children(model_name))
-    config = None
-    mean, std = IMAGENET if from_hub else NORMALISATIONS.get(layout, (None, None))
     if layout == OWN:
         config = content["config"]
-        mean, std = config["data"].get("mean"), config["data"].get("std")
-    return LoadedWeights(path, f"{path}: layout: {layout}; {account}", config, mean, std)
+        return WeightsFile(
+            path=path, layout=layout, weights=weights, mean=config["data"].get("mean"), std=config["data"].get("std"),
+            config=config, classes=content.get("classes"), step=content.get("step"),
+        )  # fmt: skip
+    mean, std = IMAGENET if from_hub else NORMALISATIONS.get(layout, (None, None))
+    return WeightsFile(path, layout, weights, mean, std)
 
 
 def normalisation_warning(loaded: LoadedWeights, mean: tuple[float, ...], std: tuple[float, ...]) -> str | None:
@@ -64,10 +110,7 @@ def weights_of(content: dict, path: str, use_ema: bool = False) -> tuple[str, We
 
     Raises: UserError if there is no state dict, or no averaged one where use_ema asks for it.
     """
-    if use_ema and not isinstance(content.get("ema"), dict):
-        raise UserError(f"{path}: holds no averaged weights; take run.use_ema=false, or train with optimizer.ema_decay")
-    parts = [content.get("ema" if use_ema else "model"), content.get("state_dict"), content]
-    state_dict = next(part for part in parts if isinstance(part, dict))
+    state_dict = averaged_weights(content, path) if use_ema else latest_weights(content)
     weights, prefixes = {}, set()
     for full_name, tensor in state_dict.items():
         if not isinstance(tensor, torch.Tensor) or full_name == "n_averaged":  # AveragedModel's count of updates
@@ -80,21 +123,53 @@ def weights_of(content: dict, path: str, use_ema: bool = False) -> tuple[str, We
     if not weights:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: holds no state dict, neither under `model` or `state_dict` nor plainly, but {keys}")
+    layout = origin_of(content) or " after ".join([UNKNOWN_ORIGIN, *sorted(prefixes - {""})])
+    return layout, weights
+
+
+def latest_weights(content: dict) -> dict:
+    for name in ("model", "state_dict"):
+        if isinstance(content.get(name), dict):
+            return content[name]
+    return content
+
+
+def averaged_weights(content: dict, path: str) -> dict:
+    for name in AVERAGES:
+        if isinstance(content.get(name), dict):
+            return content[name]
+    raise UserError(
+        f"{path}: holds no averaged weights; take run.use_ema=false, or train with optimizer.ema_decay\n"
+        f"(none of {', '.join(AVERAGES)} is in the file)"
+    )
+
+
+def origin_of(content: dict) -> str | None:
+    """The code that wrote a file: OWN, COINCHEUNG or AUTHORS; None unless the file has what no other code writes.
+
+    timm's and torchvision's training scripts save an argparse.Namespace as well, and SimMIM's family a yacs config.
+    """
     config = content.get("config")
-    if isinstance(config, dict) and {"run", "data", "train"} <= config.keys():
-        return OWN, weights
-    if isinstance(content.get("args"), argparse.Namespace):
-        return COINCHEUNG, weights
-    if isinstance(config, dict) and "encoder." in prefixes:
-        return AUTHORS, weights
-    return " after ".join(["a state dict in torchvision's and timm's names", *sorted(prefixes - {""})]), weights
+    if isinstance(config, dict):
+        if {"run", "data", "train"} <= config.keys():
+            return OWN
+        data = config.get("DATA")
+        if isinstance(data, dict) and ("FILTER_TYPE" in data or "MASK_RADIUS1" in data):
+            return AUTHORS
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace) and "use_dali" in arguments:
+        return COINCHEUNG
+    return None
 
 
-def load_weights(network: nn.Module, weights: Weights, path: str, trunk_children: frozenset[str]) -> str:
+def load_weights(
+    network: nn.Module, weights: Weights, path: str, trunk_children: frozenset[str], whole: bool = False
+) -> str:
     """Copy every tensor that fits by name and shape. A head with another number of outputs stays at initialisation.
 
     Args:
         trunk_children: names of the trunk's top-level children, whose tensors must all fit.
+        whole: the head must fit as well, as for an evaluation.
     Returns: an account of all tensors.
     Raises: UserError if a tensor of the trunk is missing, left over, or of another shape.
     """
@@ -114,6 +189,13 @@ def load_weights(network: nn.Module, weights: Weights, path: str, trunk_children
         new_heads += f"; {name} is new: {model_shapes[name]} here, {file_shapes[name]} in the file"
     if mismatched:
         raise UserError(f"{path}: {mismatch(mismatched, model_shapes, file_shapes)}")
+    missing = [name for name in model_shapes if name not in matched and not is_count(name)]
+    if whole and missing:
+        name = missing[0]
+        raise UserError(
+            f"{path}: {name} has shape {file_shapes.get(name, 'none')} in the file, {model_shapes[name]} here.\n"
+            "An evaluation needs a finetuned classifier, and as many class folders as it has classes."
+        )
     network.load_state_dict({name: weights[name] for name in matched}, strict=False)
     return (
         f"{len(matched)} tensors matched, {left_over(file_shapes, matched)} of the file left over, "
@@ -123,7 +205,12 @@ def load_weights(network: nn.Module, weights: Weights, path: str, trunk_children
 
 def in_trunk(name: str, trunk_children: frozenset[str]) -> bool:
     """Whether a tensor must fit. Counts of batches need not: old files lack them, and no output depends on them."""
-    return name.split(".")[0] in trunk_children and not name.endswith("num_batches_tracked")
+    return name.split(".")[0] in trunk_children and not is_count(name)
+
+
+def is_count(name: str) -> bool:
+    """Whether a tensor is BatchNorm's count of batches."""
+    return name.endswith("num_batches_tracked")
 
 
 def mismatch(names: list[str], model_shapes: Shapes, file_shapes: Shapes) -> str:

@@ -26,6 +26,7 @@ from utils.run.checkpoint import read_checkpoint
 
 PARTS = ("trunk", "classifier", "pretraining")
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
+DECODER_CHANNELS = {"code-a": 1, "code-b": 3}  # CoinCheung/MFM predicts grey, the authors' code colours
 DECODER = "decoder"  # the head of pretraining: the child of its network that is not of the trunk
 
 
@@ -38,10 +39,11 @@ def export_weights(
         what: one of PARTS: the trunk alone, with its classifier, or with the decoder of pretraining. None: the
             classifier if there is one, else the trunk.
         layout: one of LAYOUTS. "torchvision" and "timm", whose names are the same: a bare state dict. "code-a"
-            (CoinCheung/MFM): under `model`. "code-b" (the authors' code, Jiahao000/MFM): under `model`, the trunk's
-            names after `encoder.`.
+            (CoinCheung/MFM): under `model`, for a classifier with the `epoch` and `scaler` that its test reads.
+            "code-b" (the authors' code, Jiahao000/MFM): under `model`, the trunk's names after `encoder.`.
         use_ema: take the averaged weights.
-    Raises: UserError if the checkpoint is none of ours, lacks that part, or the file written does not give its outputs.
+    Raises: UserError if the checkpoint is none of ours, lacks that part, does not fit the other code, or if the file
+        written does not give its outputs.
     """
     content = read_checkpoint(checkpoint)
     model_name = content.get("config", {}).get("model", {}).get("name")
@@ -53,10 +55,12 @@ def export_weights(
         what = "classifier" if "classes" in content else "trunk"
     _, weights = weights_of(content, checkpoint, use_ema)
     part = Part.of(weights, what, model_name, checkpoint)
-    if layout == "code-b" and what == "classifier":
-        raise UserError("--layout code-b: that code has no ResNet classifier; take --what trunk, or --layout timm")
+    refuse_misfit(part, layout)
+    exported = in_layout(part.weights, layout)
+    if layout == "code-a" and what == "classifier":
+        exported |= resume_state(content)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda file: torch.save(in_layout(part.weights, layout), file))
+    write_atomically(output, lambda file: torch.save(exported, file))
     library = library_of(layout, what)
     check(output, part, library)
     return (
@@ -103,12 +107,16 @@ class Part:
             return 1
         return self.weights[f"{self.classifier_head}.bias"].numel()
 
+    @property
+    def decoder_channels(self) -> int:
+        """Of the image that the decoder predicts: 1, grey, or 3, colours."""
+        return self.weights[f"{DECODER}.0.bias"].numel() // make_trunk(self.model_name).stride ** 2
+
     def own_network(self) -> nn.Module:
         """This project's."""
         trunk = make_trunk(self.model_name, self.num_classes)
         if self.what == "pretraining":
-            out_channels = self.weights[f"{DECODER}.0.bias"].numel() // trunk.stride**2
-            return masked_frequency_network(trunk, out_channels)
+            return masked_frequency_network(trunk, self.decoder_channels)
         return self.without_unused_head(trunk.classifier)
 
     def library_network(self, library: ModuleType) -> nn.Module:
@@ -133,10 +141,34 @@ def head_of(trunk: Trunk) -> str:
     return next(child for child in children if child not in trunk.children)
 
 
+def refuse_misfit(part: Part, layout: str) -> None:
+    """Raises: UserError with the reason if the other code has no network that takes this part."""
+    if layout == "code-b" and part.what == "classifier":
+        raise UserError("--layout code-b: that code has no ResNet classifier; take --what trunk, or --layout timm")
+    if part.what != "pretraining" or layout not in DECODER_CHANNELS:
+        return
+    channels, expected = part.decoder_channels, DECODER_CHANNELS[layout]
+    if channels != expected:
+        raise UserError(
+            f"--layout {layout}: that code's decoder predicts {expected} channels an image, this one {channels}\n"
+            f"(loss.target = {'gray' if channels == 1 else 'rgb'}); take --what trunk, or the other code's layout"
+        )
+
+
+def resume_state(content: dict) -> dict:
+    """What CoinCheung/MFM's test command reads beside the weights: the last epoch's number and a gradient scaler."""
+    config = content["config"]
+    epochs = config["schedule"]["epochs"]
+    if {"step", "images"} <= content.keys():
+        steps_per_epoch = max(1, content["images"] // config["train"]["batch_size"])
+        epochs = content["step"] // steps_per_epoch
+    return {"epoch": max(0, epochs - 1), "scaler": torch.amp.GradScaler("cpu").state_dict()}
+
+
 def in_layout(weights: Weights, layout: str) -> dict:
     """What the file holds."""
     if layout in ("torchvision", "timm"):
-        return weights
+        return dict(weights)
     if layout == "code-a":
         return {"model": weights}
     renamed = {}

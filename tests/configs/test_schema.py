@@ -65,7 +65,8 @@ EVALUATION = {
 SCORES = {"run.select_val_resize_size", "data.val_resize_size", "data.val_crop_size"}
 RECIPE = {
     "run.seed", "run.deterministic", "data.train_crop_size", "data.crop_ratio", "data.mean", "data.holdout_fraction",
-    "loss.eps", "loss.label_smoothing", "filter.radius", "filter.order", "data.mixup_alpha", "model.name",
+    "loss.eps", "loss.label_smoothing", "loss.multi_label", "filter.radius", "filter.order", "data.mixup_alpha",
+    "model.name",
     "model.channels_last", "optimizer.name", "optimizer.learning_rate", "optimizer.momentum", "schedule.epochs",
     "train.batch_size", "train.images_per_device", "train.precision", "train.tf32",
 }  # fmt: skip
@@ -208,6 +209,8 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         ),
         (FinetuneConfig, ["data.rand_augment_magnitude=10"], "data.rand_augment_magnitude = 10: must be below .* 10"),
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
+        (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),
+        (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.21"], "loss.multi_label .* at most 0.2"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),
         (PretrainConfig, ["schedule.warmup_epochs=300"], "schedule.warmup_epochs = 300.0: must be below .* 300"),
         (
@@ -234,6 +237,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
     [
         (FinetuneConfig, ["--crop-ratio", "1", "1"]),
         (FinetuneConfig, ["data.train_crop_size=200"]),
+        (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.2"]),
         (FinetuneConfig, ["data.val_resize_size=224"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_ops=0"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),

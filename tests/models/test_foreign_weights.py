@@ -19,7 +19,7 @@ from torch import nn
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
 from models.weights import AUTHORS, COINCHEUNG, normalisation_warning, shapes_of
-from tests.support.weights import Counts, classifier, counts, lively, load
+from tests.support.weights import Counts, as_timm, as_torchvision, classifier, counts, lively, load
 from utils.errors import UserError
 
 pytestmark = pytest.mark.process
@@ -53,7 +53,7 @@ def without_head(state: dict) -> dict:
 
 
 def as_coincheung(state: dict, node) -> dict:
-    args = argparse.Namespace(lr=1.2e-3, epochs=300, output_dir="./res", weights=None, betas=(0.9, 0.95))
+    args = argparse.Namespace(lr=1.2e-3, epochs=300, output_dir="./res", betas=(0.9, 0.95), use_dali=True)
     optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     decoder = {"decoder.0.weight": torch.randn(1024, 512, 1, 1), "decoder.0.bias": torch.randn(1024)}
     model = without_head(state) | decoder
@@ -63,7 +63,7 @@ def as_coincheung(state: dict, node) -> dict:
 def as_authors(state: dict, node) -> dict:
     decoder = {"decoder.0.weight": torch.randn(3072, 512, 1, 1), "decoder.0.bias": torch.randn(3072)}
     trunk = {f"encoder.{name}": tensor for name, tensor in without_head(state).items()}
-    config = node(MODEL=node(TYPE="resnet", NAME="x"), BASE=[""], DATA=node(BATCH_SIZE=256))
+    config = node(MODEL=node(TYPE="resnet", NAME="x"), BASE=[""], DATA=node(BATCH_SIZE=256, FILTER_TYPE="mfm"))
     return {"model": collections.OrderedDict(trunk | decoder), "epoch": 299, "max_accuracy": 0.0, "config": config}
 
 
@@ -224,6 +224,43 @@ def test_a_run_is_warned_of_another_normalisation_than_that_of_its_weights(make,
     for other_mean, other_std in ((mean, [0.1] * 3), ([0.1] * 3, std)):
         warning = normalisation_warning(loaded, tuple(other_mean), tuple(other_std))
         assert f"trained with data.mean {mean}, data.std {std}" in warning
+
+
+def write_timm(state, tmp_path):
+    return as_timm(state, tmp_path)
+
+
+def write_torchvision(state, tmp_path):
+    torch.save(as_torchvision(state), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+def write_arguments_alone(state, tmp_path):
+    torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+def write_simmim(state, tmp_path):
+    config = {"DATA": {"MASK_RATIO": 0.6}, "MODEL": {"TYPE": "swin"}}
+    torch.save({"model": {f"encoder.{n}": t for n, t in state.items()}, "config": config}, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+@pytest.mark.parametrize("write", [write_timm, write_torchvision, write_arguments_alone, write_simmim])
+def test_other_codes_that_save_arguments_or_a_config_are_not_taken_for_one_of_mfm(write, sources, tmp_path):
+    loaded = load(classifier("resnet18"), write(sources["torchvision"].state, tmp_path))
+    assert counts(loaded.report) == Counts(matched=122, left_over=0, new=0)
+    assert "layout: a state dict in torchvision's and timm's names" in loaded.report and "MFM" not in loaded.report
+    assert loaded.mean is None and normalisation_warning(loaded, (0.1,) * 3, (0.2,) * 3) is None
+
+
+def test_finetuned_files_of_coincheung_are_known_as_well(sources, tmp_path):
+    """Its finetuning script has --use_dali too, whatever its value."""
+    content = as_torchvision(sources["torchvision"].state)
+    content["args"].use_dali = False
+    torch.save(content, tmp_path / "w.pth")
+    loaded = load(classifier("resnet18"), tmp_path / "w.pth")
+    assert COINCHEUNG in loaded.report and (loaded.mean, loaded.std) == ([0.4] * 3, [0.2] * 3)
 
 
 def test_nothing_is_said_of_a_normalisation_that_is_not_known(sources, tmp_path):

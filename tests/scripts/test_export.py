@@ -47,10 +47,12 @@ class Checkpoints:
     """Two checkpoints as training writes them, and the networks that they were made from."""
 
     finetuned: str  # path of a classifier of 7 classes, with averaged weights
-    pretrained: str
+    pretrained: str  # to predict colours
+    pretrained_gray: str
     classifier: nn.Module
     averaged: nn.Module
     pretraining: nn.Module
+    pretraining_gray: nn.Module
     images: torch.Tensor
 
     def path(self, what: str) -> str:
@@ -58,8 +60,8 @@ class Checkpoints:
         return self.finetuned if what == "classifier" else self.pretrained
 
 
-def pretraining_network() -> nn.Sequential:
-    return masked_frequency_network(make_trunk("resnet18"), out_channels=3)
+def pretraining_network(out_channels: int = 3) -> nn.Sequential:
+    return masked_frequency_network(make_trunk("resnet18"), out_channels)
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,21 @@ def ours(tmp_path_factory) -> Checkpoints:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints")
     finetuned, averaged = lively(classifier("resnet18", 7)), lively(classifier("resnet18", 7))
-    pretrained = lively(pretraining_network())
+    pretrained, gray = lively(pretraining_network()), lively(pretraining_network(1))
     content = {"model": trained(finetuned), "classes": list("abcdefg"), "config": config(FinetuneConfig)}
+    content |= {"step": 700, "images": 16 * 2048 + 5}  # of 100 epochs of 16 steps, 43 and a part
     content["ema"] = torch.optim.swa_utils.AveragedModel(averaged).state_dict()
     torch.save(content, folder / "bce.pt")
     torch.save({"model": trained(pretrained), "config": config(PretrainConfig)}, folder / "mfm.pt")
+    torch.save({"model": trained(gray), "config": config(PretrainConfig)}, folder / "gray.pt")
     return Checkpoints(
         finetuned=str(folder / "bce.pt"),
         pretrained=str(folder / "mfm.pt"),
+        pretrained_gray=str(folder / "gray.pt"),
         classifier=finetuned,
         averaged=averaged,
         pretraining=pretrained,
+        pretraining_gray=gray,
         images=torch.randn(2, 3, 64, 64),
     )
 
@@ -130,7 +136,7 @@ def test_timm_takes_a_trunk_as_its_train_script_does(ours, tmp_path):
 
 def test_files_of_the_public_codes_are_as_these_write_them(ours, tmp_path):
     names = set(ours.pretraining.state_dict())
-    export_weights(ours.pretrained, tmp_path / "a.pth", "pretraining", "code-a")
+    export_weights(ours.pretrained_gray, tmp_path / "a.pth", "pretraining", "code-a")
     assert set(read(tmp_path / "a.pth")) == {"model"} and set(read(tmp_path / "a.pth")["model"]) == names
     export_weights(ours.pretrained, tmp_path / "b.pth", "pretraining", "code-b")
     assert set(read(tmp_path / "b.pth")["model"]) == {n if "decoder" in n else f"encoder.{n}" for n in names}
@@ -146,6 +152,9 @@ def test_files_of_the_public_codes_are_as_these_write_them(ours, tmp_path):
 @pytest.mark.parametrize("what", PARTS)
 def test_every_export_comes_back_through_weights(what, layout, ours, tmp_path):
     path = ours.path(what)
+    gray = (what, layout) == ("pretraining", "code-a")
+    if gray:
+        path = ours.pretrained_gray
     if (what, layout) == ("classifier", "code-b"):
         with pytest.raises(UserError, match="code-b: that code has no ResNet classifier; take --what trunk, or"):
             export_weights(path, tmp_path / "w.pth", what, layout)
@@ -153,11 +162,55 @@ def test_every_export_comes_back_through_weights(what, layout, ours, tmp_path):
     export_weights(path, tmp_path / "w.pth", what, layout)
     content = read(tmp_path / "w.pth")
     assert all(tensor.is_contiguous() for tensor in content.get("model", content).values())
-    network = classifier("resnet18", 7) if what == "classifier" else pretraining_network()
+    network = classifier("resnet18", 7) if what == "classifier" else pretraining_network(1 if gray else 3)
     loaded = counts(load(network, tmp_path / "w.pth").report)
     assert (loaded.matched, loaded.left_over) == (120 if what == "trunk" else 122, 0)
     source = ours.classifier if what == "classifier" else ours.pretraining
+    if gray:
+        source = ours.pretraining_gray
     assert torch.equal(network.layer4[1].bn2.running_var, source.layer4[1].bn2.running_var)
+
+
+def as_coincheung_tests(path, model):
+    """What `train_finetune.py --resume PATH --test-only --amp` does with a file; a KeyError if it lacks something."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(checkpoint["model"])
+    start_epoch = checkpoint["epoch"] + 1
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.load_state_dict(checkpoint["scaler"])
+    return start_epoch, scaler.get_scale()
+
+
+def test_coincheungs_test_command_finds_all_that_it_reads(ours, tmp_path):
+    export_weights(ours.finetuned, tmp_path / "w.pth", layout="code-a")
+    theirs = torchvision.models.resnet18(num_classes=7)
+    start_epoch, scale = as_coincheung_tests(tmp_path / "w.pth", theirs)
+    assert (start_epoch, scale) == (700 // 16, 65536.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs.eval()(ours.images), ours.classifier(ours.images), atol=1e-6, rtol=1e-5)
+
+
+def test_a_checkpoint_without_a_step_is_taken_for_that_of_the_last_epoch(ours, tmp_path):
+    content = read(ours.finetuned)
+    del content["step"]
+    torch.save(content, tmp_path / "bce.pt")
+    export_weights(str(tmp_path / "bce.pt"), tmp_path / "w.pth", layout="code-a")
+    epoch = read(tmp_path / "w.pth")["epoch"]
+    assert type(epoch) is int and epoch == content["config"]["schedule"]["epochs"] - 1
+
+
+@pytest.mark.parametrize(
+    ("source", "layout", "reason"),
+    [
+        ("pretrained_gray", "code-b", r"decoder predicts 3 channels an image, this one 1\n\(loss.target = gray\)"),
+        ("pretrained", "code-a", r"decoder predicts 1 channels an image, this one 3\n\(loss.target = rgb\)"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_the_other_code_is_refused(source, layout, reason, ours, tmp_path):
+    with pytest.raises(UserError, match=f"--layout {layout}: that code's {reason}; take --what trunk"):
+        export_weights(getattr(ours, source), tmp_path / "w.pth", "pretraining", layout)
+    assert not (tmp_path / "w.pth").exists()
+    export_weights(getattr(ours, source), tmp_path / "w.pth", "trunk", layout)
 
 
 def test_what_cannot_be_exported_is_told(ours, tmp_path):
