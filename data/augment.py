@@ -1,12 +1,11 @@
-"""Augmentation and evaluation crops of uint8 images, (3, H, W) in and out. Every resize is torchvision's, antialiased.
-
-RandAugment: Cubuk et al., arXiv 1909.13719.
-"""
+"""Training and evaluation crops of uint8 images, (3, H, W) in and out. Every resize is torchvision's, antialiased."""
 
 from collections.abc import Callable
 
 import torch
 from torchvision.transforms import InterpolationMode, v2
+
+from data.rand_augment import RandAugment
 
 LONGEST_SIDE = 16  # times the short side; what lies beyond is cropped away before a resize
 
@@ -32,6 +31,7 @@ def train_transform(
         crop_ratio: smallest and largest share of the image's area.
         aspect_ratio: narrowest and widest crop, width / height.
         flip_probability: of a horizontal flip.
+        interpolation: of the resize, and of RandAugment's shears and rotations.
         rand_augment_ops: RandAugment operations an image; 0 turns it off.
         rand_augment_magnitude: strength of each operation, from 0 to rand_augment_bins - 1.
         rand_augment_bins: number of strengths; the last is the strongest.
@@ -46,8 +46,11 @@ def train_transform(
     )
     if rand_augment_ops == 0:
         return crop_and_flip
-    rand_augment = v2.RandAugment(
-        num_ops=rand_augment_ops, magnitude=rand_augment_magnitude, num_magnitude_bins=rand_augment_bins
+    rand_augment = RandAugment(
+        num_ops=rand_augment_ops,
+        magnitude=rand_augment_magnitude,
+        num_magnitude_bins=rand_augment_bins,
+        interpolation=InterpolationMode(interpolation),
     )
     return v2.Compose([crop_and_flip, rand_augment])
 
