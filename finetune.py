@@ -136,6 +136,8 @@ def training_batches(
         aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
         interpolation=config.data.interpolation, rand_augment_ops=config.data.rand_augment_ops,
         rand_augment_magnitude=config.data.rand_augment_magnitude, rand_augment_bins=config.data.rand_augment_bins,
+        rand_augment_style=config.data.rand_augment_style, rand_augment_noise=config.data.rand_augment_noise,
+        rand_augment_probability=config.data.rand_augment_probability, mean=config.data.mean,
     )  # fmt: skip
     skip_bad = config.data.on_bad_image == "skip"
     samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-from data.rand_augment import RandAugment
+from data.rand_augment import RandAugment, TimmRandAugment
 
 LONGEST_SIDE = 16  # times the short side; what lies beyond is cropped away before a resize
 
@@ -20,6 +20,10 @@ def train_transform(
     rand_augment_ops: int = 0,
     rand_augment_magnitude: int = 0,
     rand_augment_bins: int = 10,
+    rand_augment_style: str = "torchvision",
+    rand_augment_noise: float = 0.5,
+    rand_augment_probability: float = 0.5,
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Random resized crop, then horizontal flip, then RandAugment.
 
@@ -33,8 +37,13 @@ def train_transform(
         flip_probability: of a horizontal flip.
         interpolation: of the resize, and of RandAugment's shears and rotations.
         rand_augment_ops: RandAugment operations an image; 0 turns it off.
-        rand_augment_magnitude: strength of each operation, from 0 to rand_augment_bins - 1.
-        rand_augment_bins: number of strengths; the last is the strongest.
+        rand_augment_magnitude: torchvision's style: strength of each operation, from 0 to rand_augment_bins - 1;
+            timm's style: mean of the strengths, from 0 to 10.
+        rand_augment_bins: torchvision's style: number of strengths; the last is the strongest.
+        rand_augment_style: "torchvision" or "timm".
+        rand_augment_noise: timm's style: standard deviation of the strengths.
+        rand_augment_probability: timm's style: of each operation to be applied.
+        mean: of the data set, channels in [0, 1]; timm's style fills borders with it.
     Returns: a function (3, H, W) uint8 -> (3, crop_size, crop_size) uint8.
     """
     crop_and_flip = CropAndFlip(
@@ -46,12 +55,22 @@ def train_transform(
     )
     if rand_augment_ops == 0:
         return crop_and_flip
-    rand_augment = RandAugment(
-        num_ops=rand_augment_ops,
-        magnitude=rand_augment_magnitude,
-        num_magnitude_bins=rand_augment_bins,
-        interpolation=InterpolationMode(interpolation),
-    )
+    if rand_augment_style == "timm":
+        rand_augment = TimmRandAugment(
+            operations=rand_augment_ops,
+            magnitude=rand_augment_magnitude,
+            noise=rand_augment_noise,
+            probability=rand_augment_probability,
+            interpolation=interpolation,
+            mean=mean,
+        )
+    else:
+        rand_augment = RandAugment(
+            num_ops=rand_augment_ops,
+            magnitude=rand_augment_magnitude,
+            num_magnitude_bins=rand_augment_bins,
+            interpolation=InterpolationMode(interpolation),
+        )
     return v2.Compose([crop_and_flip, rand_augment])
 
 

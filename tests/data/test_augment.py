@@ -13,6 +13,8 @@ from utils.seeding import keyed_torch
 WHOLE = {"crop_ratio": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}  # a crop that is the whole of a square image
 USUAL = {"crop_ratio": (0.2, 1.0), "aspect_ratio": (0.75, 4 / 3), "flip_probability": 0.5}
 RAND_AUGMENT = {"rand_augment_ops": 2, "rand_augment_magnitude": 9, "rand_augment_bins": 10}
+TIMM = {**RAND_AUGMENT, "rand_augment_style": "timm", "rand_augment_probability": 1.0}
+AUGMENTATIONS = {"plain": {}, "RandAugment": RAND_AUGMENT, "timm": TIMM}
 
 
 def photo(height, width):
@@ -98,9 +100,9 @@ def test_whole_crop_is_pillows_resize(side, interpolation):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 36), (500, 20), (8, 8), (1, 1)])
-@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
-def test_training_crop_has_its_shape(height, width, rand_augment):
-    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_training_crop_has_its_shape(height, width, augmentation):
+    transform = train_transform(crop_size=32, **USUAL, **augmentation)
     with keyed_torch(0, "test"):
         crop = transform(photo(height, width))
     assert (crop.shape, crop.dtype) == ((3, 32, 32), torch.uint8)
@@ -111,10 +113,10 @@ def drawn(transform, image, *key):
         return transform(image)
 
 
-@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
-def test_a_function_of_the_key(rand_augment):
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_a_function_of_the_key(augmentation):
     image = photo(80, 60)
-    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
+    transform = train_transform(crop_size=32, **USUAL, **augmentation)
     first = [drawn(transform, image, n) for n in range(6)]
     np.random.seed(7)
     torch.rand(3)
