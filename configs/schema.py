@@ -107,6 +107,9 @@ class FinetuneDataOptions(DataOptions):
     rand_augment_bins: int = knob(10, "torchvision's style: number of strengths; the last is the strongest", low=2)
     rand_augment_noise: float = knob(0.5, "timm's style: standard deviation of the strength (timm's mstd)", low=0)
     rand_augment_probability: float = knob(0.5, "timm's style: chance of each operation to be applied", low=0, high=1)
+    auto_augment: str | None = knob(None, "torchvision's, in place of RandAugment (rand_augment_ops 0); null: none",
+                                    choices=("trivial_augment_wide", "augmix", "auto_augment"))
+    random_erasing: float = knob(0.0, "chance that a rectangle takes the colour data.mean; 0: off", low=0, high=1)
     mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
     cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two a batch", low=0)
     val_resize_size: tuple[int, ...] = knob(
@@ -126,6 +129,8 @@ class FinetuneDataOptions(DataOptions):
     def rand_augment_problems(self) -> Problems:
         if self.rand_augment_ops == 0:
             return []
+        if self.auto_augment is not None:
+            return [("auto_augment", f"not with data.rand_augment_ops = {self.rand_augment_ops}; set one to 0 or null")]
         if self.rand_augment_style == "timm":
             if self.rand_augment_magnitude > 10:
                 return [("rand_augment_magnitude", "must be at most 10 with data.rand_augment_style = timm")]

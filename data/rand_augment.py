@@ -127,15 +127,9 @@ class TimmRandAugment:
     """
 
     def __init__(
-        self,
-        *,
-        operations: int,
-        magnitude: float,
-        noise: float,
-        probability: float,
-        interpolation: str,
+        self, operations: int, magnitude: float, noise: float, probability: float, interpolation: str,
         mean: tuple[float, float, float],
-    ):
+    ):  # fmt: skip
         self.operations = operations
         self.magnitude = magnitude
         self.noise = noise

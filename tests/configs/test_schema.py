@@ -138,11 +138,15 @@ def test_every_limit_of_every_knob_is_enforced_and_named(config_class):
     assert refused > 40
 
 
+NEEDED_WITH = {"auto_augment": ["data.rand_augment_ops=0"]}  # which it takes the place of
+
+
 @BOTH
 def test_every_choice_is_allowed(config_class):
     for section, field, hint in fields_of(config_class):
         for choice in field.metadata["choices"] or ():
-            assert type_of(hint) is str and complaints(config_class, f"{section}.{field.name}={choice}") == []
+            words = [f"{section}.{field.name}={choice}", *NEEDED_WITH.get(field.name, [])]
+            assert type_of(hint) is str and complaints(config_class, *words) == []
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,11 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             FinetuneConfig,
             ["data.rand_augment_style=timm", "data.rand_augment_magnitude=11"],
             "data.rand_augment_magnitude = 11: must be at most 10 with data.rand_augment_style = timm",
+        ),
+        (
+            FinetuneConfig,
+            ["data.auto_augment=augmix"],
+            "data.auto_augment = augmix: not with data.rand_augment_ops = 2; set one to 0 or null",
         ),
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.schema import PretrainConfig
-from data.augment import evaluation_crops, train_transform
+from data.augment import augmentations, evaluation_crops, train_transform
 from data.decode import decode_image
 from data.folder import ImageFolder
 from data.loader import batch_loader
@@ -21,7 +21,7 @@ SEED = 5
 CPU = torch.device("cpu")
 CROP_AND_FLIP = {"crop_ratio": (0.2, 1.0), "aspect_ratio": (0.75, 4 / 3), "flip_probability": 0.5}
 TRANSFORM = train_transform(
-    crop_size=32, **CROP_AND_FLIP, rand_augment_ops=1, rand_augment_magnitude=9, rand_augment_bins=10
+    crop_size=32, **CROP_AND_FLIP, then=augmentations(rand_augment_ops=1, rand_augment_magnitude=9)
 )
 
 
