@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
+        augmentation_repeats=config.data.augmentation_repeats,
     )  # fmt: skip
     config = with_resolved_choices(config, plan.images_per_device, job.dtype)
 

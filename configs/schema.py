@@ -110,6 +110,8 @@ class FinetuneDataOptions(DataOptions):
     auto_augment: str | None = knob(None, "torchvision's, in place of RandAugment (rand_augment_ops 0); null: none",
                                     choices=("trivial_augment_wide", "augmix", "auto_augment"))
     random_erasing: float = knob(0.0, "chance that a rectangle takes the colour data.mean; 0: off", low=0, high=1)
+    augmentation_repeats: int = knob(
+        1, "times in a row that an epoch takes an image, augmented anew; it sees a share 1 / repeats of them", low=1)
     mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
     cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two a batch", low=0)
     val_resize_size: tuple[int, ...] = knob(
