@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from configs.schema import FinetuneConfig
-from data.augment import train_transform
+from data.augment import augmentations, train_transform
 from data.folder import ImageFolder
 from data.loader import StepBatches, batch_loader
 from data.samples import EvaluationSamples, TrainingSamples
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
+        augmentation_repeats=config.data.augmentation_repeats,
     )  # fmt: skip
     config = with_resolved_choices(config, plan.images_per_device, job.dtype)
 
@@ -130,13 +131,19 @@ def training_batches(
     config: FinetuneConfig, job: Job, task: Classification, folder: ImageFolder, plan: BatchPlan, first_step: int
 ) -> StepBatches:
     """This rank's micro-batches from the first step on: images (B, 3, S, S) uint8, class numbers (B,)."""
-    transform = train_transform(
-        crop_size=config.data.train_crop_size, crop_ratio=config.data.crop_ratio,
-        aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
-        interpolation=config.data.interpolation, rand_augment_ops=config.data.rand_augment_ops,
-        rand_augment_magnitude=config.data.rand_augment_magnitude, rand_augment_bins=config.data.rand_augment_bins,
+    options = config.data
+    then = augmentations(
+        rand_augment_ops=options.rand_augment_ops, rand_augment_style=options.rand_augment_style,
+        rand_augment_magnitude=options.rand_augment_magnitude, rand_augment_bins=options.rand_augment_bins,
+        rand_augment_noise=options.rand_augment_noise, rand_augment_probability=options.rand_augment_probability,
+        auto_augment=options.auto_augment, random_erasing=options.random_erasing,
+        interpolation=options.interpolation, mean=options.mean,
     )  # fmt: skip
-    skip_bad = config.data.on_bad_image == "skip"
+    transform = train_transform(
+        crop_size=options.train_crop_size, crop_ratio=options.crop_ratio, aspect_ratio=options.aspect_ratio,
+        flip_probability=options.flip_probability, interpolation=options.interpolation, then=then,
+    )  # fmt: skip
+    skip_bad = options.on_bad_image == "skip"
     samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)
     return StepBatches.of_plan(
         samples, plan, first_step, workers=job.workers, device=job.world.device,

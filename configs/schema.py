@@ -99,8 +99,19 @@ class FinetuneDataOptions(DataOptions):
     crop_ratio: tuple[float, float] = knob(
         (0.08, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
     rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
-    rand_augment_magnitude: int = knob(6, "strength of each operation, below rand_augment_bins", low=0)
-    rand_augment_bins: int = knob(10, "number of strengths; the last is the strongest", low=2)
+    rand_augment_style: str = knob(
+        "torchvision", "14 operations of one strength (CoinCheung/MFM), or timm's 15 of random strength (RSB)",
+        choices=("torchvision", "timm"))
+    rand_augment_magnitude: int = knob(
+        6, "strength of each operation, below rand_augment_bins; timm's style: mean strength, 0 to 10", low=0)
+    rand_augment_bins: int = knob(10, "torchvision's style: number of strengths; the last is the strongest", low=2)
+    rand_augment_noise: float = knob(0.5, "timm's style: standard deviation of the strength (timm's mstd)", low=0)
+    rand_augment_probability: float = knob(0.5, "timm's style: chance of each operation to be applied", low=0, high=1)
+    auto_augment: str | None = knob(None, "torchvision's, in place of RandAugment (rand_augment_ops 0); null: none",
+                                    choices=("trivial_augment_wide", "augmix", "auto_augment"))
+    random_erasing: float = knob(0.0, "chance that a rectangle takes the colour data.mean; 0: off", low=0, high=1)
+    augmentation_repeats: int = knob(
+        1, "times in a row that an epoch takes an image, augmented anew; it sees a share 1 / repeats of them", low=1)
     mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
     cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two a batch", low=0)
     val_resize_size: tuple[int, ...] = knob(
@@ -115,10 +126,20 @@ class FinetuneDataOptions(DataOptions):
             problems.append(("val_resize_size", f"must be at least data.val_crop_size = {self.val_crop_size} pixels"))
         if len(set(self.val_resize_size)) < len(self.val_resize_size):
             problems.append(("val_resize_size", "must not name a size twice"))
-        if self.rand_augment_ops and self.rand_augment_magnitude >= self.rand_augment_bins:
+        return problems + self.rand_augment_problems()
+
+    def rand_augment_problems(self) -> Problems:
+        if self.rand_augment_ops == 0:
+            return []
+        if self.auto_augment is not None:
+            return [("auto_augment", f"not with data.rand_augment_ops = {self.rand_augment_ops}; set one to 0 or null")]
+        if self.rand_augment_style == "timm":
+            if self.rand_augment_magnitude > 10:
+                return [("rand_augment_magnitude", "must be at most 10 with data.rand_augment_style = timm")]
+        elif self.rand_augment_magnitude >= self.rand_augment_bins:
             limit = f"must be below data.rand_augment_bins = {self.rand_augment_bins}"
-            problems.append(("rand_augment_magnitude", limit))
-        return problems
+            return [("rand_augment_magnitude", limit)]
+        return []
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from data.augment import evaluation_crops
 from data.decode import decode_image
 from data.folder import ImageFolder
+from data.sampling import SampleKey
 from utils.errors import UserError
 from utils.seeding import keyed_numpy, keyed_torch
 
@@ -20,7 +21,8 @@ Target = bool | int | float  # the choice of a corruption, or a class number
 class TrainingSamples(Dataset):
     """Training samples: `samples[epoch, index]` is (image (3, S, S) uint8, target, note).
 
-    A sample depends on nothing but its key and the seed. `note` says if another image was used, and why; else it is "".
+    `samples[epoch, index, repeat]`, repeat from 1 on, is the same image augmented by other draws. A sample depends on
+    nothing but its key and the seed. `note` says if another image was used, and why; else it is "".
 
     Args:
         transform: (3, H, W) uint8 -> (3, S, S) uint8; it draws from torch's CPU generator.
@@ -43,10 +45,10 @@ class TrainingSamples(Dataset):
         self.target_of = target_of
         self.skip_bad = skip_bad
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, Target, str]:
-        epoch, index = key
+    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, Target, str]:
+        epoch, index = key[:2]
         image, used_index, note = self.decode(epoch, index)
-        with keyed_torch(self.seed, "augmentation", epoch, index):
+        with keyed_torch(self.seed, "augmentation", *key):
             image = self.transform(image)
         return image, self.target_of(epoch, index, used_index), note
 

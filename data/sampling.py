@@ -9,6 +9,9 @@ import numpy as np
 from utils.errors import UserError
 from utils.seeding import keyed_numpy
 
+# (epoch, image number); when an epoch takes the image once more, (epoch, image number, times before)
+SampleKey = tuple[int, int] | tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -16,6 +19,9 @@ class BatchPlan:
 
     A global batch is cut, in order, into micro-batches. Rank r of W takes micro-batches r, r + W, r + 2W, …
     With images_per_device fixed, any number of ranks that divides the micro-batches computes the same gradient.
+
+    With augmentation_repeats R, an epoch takes each image R times in a row, differently augmented (Hoffer et al., arXiv
+    1901.09335). It keeps its length, so it sees one image in R.
     """
 
     length: int  # training images
@@ -25,6 +31,7 @@ class BatchPlan:
     seed: int
     rank: int
     world_size: int
+    augmentation_repeats: int = 1
 
     @classmethod
     def make(
@@ -37,6 +44,7 @@ class BatchPlan:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        augmentation_repeats: int = 1,
     ) -> "BatchPlan":
         """Check the numbers and fill in: images_per_device None means batch_size / world_size.
 
@@ -65,6 +73,7 @@ class BatchPlan:
             seed=seed,
             rank=rank,
             world_size=world_size,
+            augmentation_repeats=augmentation_repeats,
         )
 
     @property
@@ -80,19 +89,35 @@ class BatchPlan:
         """Micro-batches of this rank in an optimizer step."""
         return self.batch_size // (self.images_per_device * self.world_size)
 
+    def slots_of(self, step: int) -> range:
+        """The places of a step's global batch in its epoch, counted from 0."""
+        first = step % self.steps_per_epoch * self.batch_size
+        return range(first, first + self.batch_size)
+
     def images_of(self, step: int) -> np.ndarray:
         """The numbers of the images in a step's global batch, in order: (batch_size,)."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.length, self.seed, epoch)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        order = epoch_order(self.length, self.seed, step // self.steps_per_epoch)
+        return order[np.array(self.slots_of(step)) // self.augmentation_repeats]
 
-    def micro_batches(self, first_step: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """This rank's micro-batches from one step on, as lists of (epoch, image number): a batch_sampler."""
+    def keys_of(self, step: int) -> list[SampleKey]:
+        """The keys of the samples in a step's global batch, in order."""
+        epoch = step // self.steps_per_epoch
+        keys: list[SampleKey] = []
+        for slot, image in zip(self.slots_of(step), self.images_of(step).tolist(), strict=True):
+            repeat = slot % self.augmentation_repeats
+            if repeat == 0:
+                keys.append((epoch, image))
+            else:
+                keys.append((epoch, image, repeat))
+        return keys
+
+    def micro_batches(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
+        """This rank's micro-batches from one step on, as lists of keys: a batch_sampler."""
         for step in range(first_step, self.total_steps):
-            epoch = step // self.steps_per_epoch
-            micro_batches = self.images_of(step).reshape(-1, self.images_per_device)
-            for images in micro_batches[self.rank :: self.world_size].tolist():
-                yield [(epoch, image) for image in images]
+            keys = self.keys_of(step)
+            first = self.rank * self.images_per_device
+            for start in range(first, self.batch_size, self.world_size * self.images_per_device):
+                yield keys[start : start + self.images_per_device]
 
 
 @functools.lru_cache(maxsize=2)

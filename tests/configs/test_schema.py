@@ -139,8 +139,12 @@ def test_every_limit_of_every_knob_is_enforced_and_named(config_class):
     assert refused > 40
 
 
-# What a choice asks for beside itself: the paper's rivals work on pixels, and leave something of every frequency.
-COMPANIONS = {"corruption.name": ["filter.order=filter_first", "loss.scope=all"]}
+# What a choice asks for beside itself: the paper's rivals work on pixels, and leave something of every frequency; an
+# automatic augmentation takes the place of RandAugment.
+COMPANIONS = {
+    "corruption.name": ["filter.order=filter_first", "loss.scope=all"],
+    "data.auto_augment": ["data.rand_augment_ops=0"],
+}
 
 
 @BOTH
@@ -208,6 +212,16 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             "data.val_resize_size = [235, 235]: must not name a size",
         ),
         (FinetuneConfig, ["data.rand_augment_magnitude=10"], "data.rand_augment_magnitude = 10: must be below .* 10"),
+        (
+            FinetuneConfig,
+            ["data.rand_augment_style=timm", "data.rand_augment_magnitude=11"],
+            "data.rand_augment_magnitude = 11: must be at most 10 with data.rand_augment_style = timm",
+        ),
+        (
+            FinetuneConfig,
+            ["data.auto_augment=augmix"],
+            "data.auto_augment = augmix: not with data.rand_augment_ops = 2; set one to 0 or null",
+        ),
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.21"], "loss.multi_label .* at most 0.2"),
@@ -241,6 +255,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["data.val_resize_size=224"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_ops=0"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),
+        (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_style=timm"]),
         (FinetuneConfig, ["--eval-only", "--weights", "x.pt"]),
         (FinetuneConfig, ["--epochs", "21"]),  # the milestones count for shape=multistep only
         (FinetuneConfig, ["schedule.shape=multistep", "--epochs", "81"]),

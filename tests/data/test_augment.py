@@ -1,5 +1,7 @@
 """Crops and resizes: evaluation as Pillow does it, training within its limits and a function of its key."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,16 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from data.augment import evaluation_crops, train_transform
+from configs.schema import FinetuneDataOptions
+from data.augment import AUTO_AUGMENTS, augmentations, evaluation_crops, train_transform
 from utils.seeding import keyed_torch
 
 WHOLE = {"crop_ratio": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}  # a crop that is the whole of a square image
 USUAL = {"crop_ratio": (0.2, 1.0), "aspect_ratio": (0.75, 4 / 3), "flip_probability": 0.5}
 RAND_AUGMENT = {"rand_augment_ops": 2, "rand_augment_magnitude": 9, "rand_augment_bins": 10}
+TIMM = {**RAND_AUGMENT, "rand_augment_style": "timm", "rand_augment_probability": 1.0}
+AUGMENTATIONS = {"plain": {}, "RandAugment": RAND_AUGMENT, "timm": TIMM, "random erasing": {"random_erasing": 1.0}}
+AUGMENTATIONS |= {name: {"auto_augment": name} for name in AUTO_AUGMENTS}
 
 
 def photo(height, width):
@@ -98,9 +104,9 @@ def test_whole_crop_is_pillows_resize(side, interpolation):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 36), (500, 20), (8, 8), (1, 1)])
-@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
-def test_training_crop_has_its_shape(height, width, rand_augment):
-    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_training_crop_has_its_shape(height, width, augmentation):
+    transform = train_transform(crop_size=32, **USUAL, then=augmentations(**augmentation))
     with keyed_torch(0, "test"):
         crop = transform(photo(height, width))
     assert (crop.shape, crop.dtype) == ((3, 32, 32), torch.uint8)
@@ -111,10 +117,10 @@ def drawn(transform, image, *key):
         return transform(image)
 
 
-@pytest.mark.parametrize("rand_augment", [{}, RAND_AUGMENT], ids=["plain", "RandAugment"])
-def test_a_function_of_the_key(rand_augment):
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_a_function_of_the_key(augmentation):
     image = photo(80, 60)
-    transform = train_transform(crop_size=32, **USUAL, **rand_augment)
+    transform = train_transform(crop_size=32, **USUAL, then=augmentations(**augmentation))
     first = [drawn(transform, image, n) for n in range(6)]
     np.random.seed(7)
     torch.rand(3)
@@ -161,20 +167,78 @@ def test_rand_augment_is_on_where_asked_and_as_strong_as_asked():
     image = photo(32, 32)
 
     def change(operations, magnitude, bins):
-        transform = train_transform(
-            crop_size=32,
-            **WHOLE,
-            flip_probability=0,
-            rand_augment_ops=operations,
-            rand_augment_magnitude=magnitude,
-            rand_augment_bins=bins,
-        )
+        then = augmentations(rand_augment_ops=operations, rand_augment_magnitude=magnitude, rand_augment_bins=bins)
+        transform = train_transform(crop_size=32, **WHOLE, flip_probability=0, then=then)
         results = [drawn(transform, image, n).float() for n in range(40)]
         return np.mean([float((result - image).abs().mean()) for result in results])
 
     assert change(0, 9, 10) == 0
     assert 0 < change(1, 2, 10) < change(1, 9, 10) < change(4, 9, 10)
     assert change(1, 9, 31) < change(1, 9, 10)
+
+
+def test_the_knob_offers_the_automatic_augmentations_of_the_table():
+    [knob] = [field for field in fields(FinetuneDataOptions) if field.name == "auto_augment"]
+    assert set(knob.metadata["choices"]) == AUTO_AUGMENTS.keys()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("name", AUTO_AUGMENTS)
+def test_an_automatic_augmentation_is_what_coincheungs_code_makes_of_a_pillow_image(name, interpolation):
+    mode = InterpolationMode(interpolation)
+    if name == "augmix":
+        theirs = transforms.AugMix()  # with bicubic interpolation torchvision refuses it
+    elif name == "auto_augment":
+        theirs = transforms.AutoAugment(policy=transforms.AutoAugmentPolicy("imagenet"), interpolation=mode)
+    else:
+        theirs = transforms.TrivialAugmentWide(interpolation=mode)
+    plain = train_transform(crop_size=48, **USUAL, interpolation=interpolation)
+    then = augmentations(auto_augment=name, interpolation=interpolation)
+    ours = train_transform(crop_size=48, **USUAL, interpolation=interpolation, then=then)
+    changed = 0
+    for seed in range(60):
+        with keyed_torch(0, "test", seed):
+            crop = plain(photo(90, 70))
+            expected = v2.functional.pil_to_tensor(theirs(as_pillow(crop)))
+        result = drawn(ours, photo(90, 70), seed)
+        assert torch.equal(result, expected)
+        changed += not torch.equal(result, crop)
+    assert changed > 30
+
+
+def test_what_is_erased_is_0_after_normalisation_and_the_rest_stays():
+    """The rectangle that torchvision's own erases after normalisation by the same draws, as CoinCheung/MFM does."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    plain = train_transform(crop_size=48, **USUAL)
+    ours = train_transform(crop_size=48, **USUAL, then=augmentations(random_erasing=0.7, mean=mean))
+    half_a_level = 0.5 / 255 / min(std)
+    erased = 0
+    for seed in range(40):
+        with keyed_torch(0, "test", seed):
+            crop = plain(photo(90, 70))
+            normal = v2.functional.normalize(crop / 255, mean, std)
+            expected = transforms.RandomErasing(p=0.7)(normal)
+        result = v2.functional.normalize(drawn(ours, photo(90, 70), seed) / 255, mean, std)
+        rectangle = expected == 0
+        erased += bool(rectangle.any())
+        assert torch.equal(result[~rectangle], expected[~rectangle])
+        assert not rectangle.any() or result[rectangle].abs().max() <= half_a_level
+    assert 18 <= erased <= 38
+
+
+@pytest.mark.parametrize("name", ["plain", "RandAugment", "timm"])
+def test_random_erasing_comes_last_and_moves_no_other_draw(name):
+    image, mean = photo(90, 70), (1, 0, 0)
+    before = augmentations(**AUGMENTATIONS[name], mean=mean)
+    after = augmentations(**AUGMENTATIONS[name], mean=mean, random_erasing=1.0)
+    changed = 0
+    for seed in range(10):
+        whole = drawn(train_transform(crop_size=48, **USUAL, then=before), image, seed)
+        erased = drawn(train_transform(crop_size=48, **USUAL, then=after), image, seed)
+        red = (erased == torch.tensor([255, 0, 0])[:, None, None]).all(0)
+        assert torch.equal(erased[:, ~red], whole[:, ~red])
+        changed += not torch.equal(erased, whole)
+    assert changed >= 9
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5000), (5000, 1), (3, 400)])

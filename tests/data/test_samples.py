@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.schema import PretrainConfig
-from data.augment import evaluation_crops, train_transform
+from data.augment import augmentations, evaluation_crops, train_transform
 from data.decode import decode_image
 from data.folder import ImageFolder
 from data.loader import batch_loader
@@ -16,12 +16,13 @@ from models.mfm import MaskedFrequencyModelling
 from tests.support.helpers import image_folder
 from utils.config import parse_command_line
 from utils.errors import UserError
+from utils.seeding import keyed_torch
 
 SEED = 5
 CPU = torch.device("cpu")
 CROP_AND_FLIP = {"crop_ratio": (0.2, 1.0), "aspect_ratio": (0.75, 4 / 3), "flip_probability": 0.5}
 TRANSFORM = train_transform(
-    crop_size=32, **CROP_AND_FLIP, rand_augment_ops=1, rand_augment_magnitude=9, rand_augment_bins=10
+    crop_size=32, **CROP_AND_FLIP, then=augmentations(rand_augment_ops=1, rand_augment_magnitude=9)
 )
 
 
@@ -78,6 +79,34 @@ def test_seed_epoch_and_index_each_matter(folder):
     assert torch.equal(image(1, 2, 3), image(1, 2, 3))
     for seed, epoch, index in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1)):
         assert not torch.equal(image(1, 2, 3), image(seed, epoch, index))
+
+
+def test_a_repeated_sample_is_its_image_by_other_draws(folder):
+    samples = samples_of(folder)
+    keys = [(2, 7), (2, 7, 1), (2, 7, 2), (2, 8, 1), (3, 7, 1)]
+    results = [samples[key] for key in keys]
+    for one, other in itertools.combinations(results, 2):
+        assert not torch.equal(one[0], other[0])
+    assert [target for _, target, _ in results] == [folder.labels[7]] * 3 + [folder.labels[8], folder.labels[7]]
+    [images, _] = loaded(samples, [keys[:3], keys[3:]], 2)
+    for result, image in zip(results, images, strict=True):
+        assert torch.equal(result[0], image)
+
+
+def test_the_draws_of_a_sample_are_keyed_by_seed_epoch_and_index(folder):
+    """What this pins must not change: resumed runs would go on with other crops."""
+    numbers = []
+
+    def note_number(image):
+        numbers.append(torch.rand(()).item())
+        return image
+
+    samples = samples_of(folder, transform=note_number)
+    for key in ((2, 7), (2, 7, 1)):
+        samples[key]
+        with keyed_torch(SEED, "augmentation", *key):
+            assert numbers[-1] == torch.rand(()).item()
+    assert numbers[0] != numbers[1]
 
 
 def test_the_main_processs_random_stream_is_left_alone(folder):
@@ -151,6 +180,14 @@ def test_an_unreadable_image_is_replaced_with_its_replacements_target_and_a_note
         assert torch.equal(again[0], image) and again[1:] == (target, note)
         targets.append(target)
     assert set(targets) == {0, 1}
+
+
+def test_every_repeat_of_an_unreadable_image_has_the_same_replacement(damaged):
+    samples = samples_of(damaged, transform=whole, skip_bad=True)
+    image, target, note = samples[0, 3]
+    for repeat in (1, 2):
+        again = samples[0, 3, repeat]
+        assert torch.equal(again[0], image) and again[1:] == (target, note)
 
 
 def test_an_image_that_can_be_read_has_an_empty_note(damaged):

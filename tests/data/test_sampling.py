@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.data.distributed_sampler import RepeatAugSampler
 
+from data import sampling
 from data.sampling import BatchPlan, epoch_order
 from utils.errors import UserError
 
@@ -23,6 +25,7 @@ class PlannedJob:
     images_per_device: int
     ranks: int
     epochs: int
+    repeats: int = 1
 
     @property
     def steps(self):
@@ -44,6 +47,7 @@ class PlannedJob:
                 seed=SEED,
                 rank=rank,
                 world_size=self.ranks,
+                augmentation_repeats=self.repeats,
             )
             plans.append(plan)
         return plans
@@ -60,11 +64,16 @@ class PlannedJob:
         return keys_at
 
     def expected_keys(self):
-        """Each epoch's order but its tail."""
+        """Each epoch's order, every image so often in a row, as many as whole batches take."""
         used = self.length // self.batch_size * self.batch_size
         keys = []
         for epoch in range(self.epochs):
-            keys += [(epoch, image) for image in epoch_order(self.length, SEED, epoch)[:used].tolist()]
+            of_epoch = []
+            for image in epoch_order(self.length, SEED, epoch).tolist():
+                of_epoch.append((epoch, image))
+                for repeat in range(1, self.repeats):
+                    of_epoch.append((epoch, image, repeat))
+            keys += of_epoch[:used]
         return keys
 
 
@@ -73,7 +82,7 @@ def jobs(draw):
     images, ranks, micro_steps = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
     batch = images * ranks * micro_steps
     length = draw(st.integers(batch, 4 * batch + 7))
-    return PlannedJob(length, batch, images, ranks, epochs=draw(st.integers(1, 3)))
+    return PlannedJob(length, batch, images, ranks, epochs=draw(st.integers(1, 3)), repeats=draw(st.integers(1, 4)))
 
 
 def in_order(micro_batches):
@@ -136,6 +145,35 @@ def test_sizes_of_a_plan():
         images = plan.images_of(0)[4 * number : 4 * number + 4].tolist()
         assert next(batches) == [(0, image) for image in images]
     assert BatchPlan.make(103, 24, None, epochs=5, world_size=3).images_per_device == 8
+
+
+def in_order_of_the_folder(length, _seed, _epoch):
+    return np.arange(length)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_images_of_an_epoch_are_those_of_timms_repeated_augmentation(repeats, replicas, monkeypatch):
+    """512 images, of which timm's rounding to a multiple of 256 takes nothing away; its ranks take every other slot."""
+    length, theirs = 512, np.empty(512, dtype=int)
+    for rank in range(replicas):
+        theirs[rank::replicas] = list(
+            RepeatAugSampler(range(length), replicas, rank, shuffle=False, num_repeats=repeats)
+        )
+    monkeypatch.setattr(sampling, "epoch_order", in_order_of_the_folder)
+    plan = BatchPlan.make(length, 64, None, epochs=1, augmentation_repeats=repeats)
+    ours = np.concatenate([plan.images_of(step) for step in range(plan.total_steps)])
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(set(ours.tolist())) == -(-512 // repeats)
+
+
+def test_repeats_go_on_where_a_batch_ends():
+    plan = BatchPlan.make(length=10, batch_size=4, images_per_device=2, epochs=2, augmentation_repeats=3)
+    first, second, third, *_ = epoch_order(10, 0, 1).tolist()
+    whole = list(plan.micro_batches(first_step=2))
+    assert whole[:2] == [[(1, first), (1, first, 1)], [(1, first, 2), (1, second)]]
+    assert whole[2:] == [[(1, second, 1), (1, second, 2)], [(1, third), (1, third, 1)]]
+    assert plan.images_of(3).tolist() == [second, second, third, third]
 
 
 @pytest.mark.parametrize(
