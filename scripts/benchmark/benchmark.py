@@ -1,6 +1,6 @@
 """How fast each part is, beside what the public codes do, on this machine in the same run.
 
-python scripts/benchmark/benchmark.py input --json input.json        # input, filter-loss, corruptions, step, eval, startup
+python scripts/benchmark/benchmark.py input --json input.json   # input, filter-loss, corruptions, step, eval, startup
 python scripts/benchmark/benchmark.py step --profile trace.json      # and a trace for chrome://tracing or perfetto.dev
 python scripts/benchmark/benchmark.py plan                           # what training would cost on 1 to 512 GPUs
 python scripts/benchmark/benchmark.py pictures                       # what pictures in TensorBoard cost
@@ -233,8 +233,10 @@ COMMANDS = {
     "filter-loss": Command(
         "filter, loss and its gradient: ours, whole spectra", add_filter_loss_options, measure_filter_loss
     ),
-    "corruptions": Command("every corruption and its loss: one radius, the other", add_batch_option, measure_corruptions),
-    "step": Command("a training step of random images: ours, CoinCheung/MFM's recipe", add_step_options, measure_step),
+    "corruptions": Command(
+        "every corruption and its loss: one radius, the other", add_batch_option, measure_corruptions
+    ),
+    "step": Command("a training step of noise: ours, CoinCheung/MFM's recipe", add_step_options, measure_step),
     "eval": Command("files to evaluation crops, one core: one resize size, several", add_eval_options, measure_eval),
     "startup": Command(
         "listing a folder of ImageNet's size, and what loader workers grow by", add_startup_options, measure_startup
