@@ -15,11 +15,11 @@ from data.headers import (
     BASELINE,
     EXTENDED,
     JPEG_SIGNATURE,
-    PNG_PALETTE,
     PNG_SIGNATURE,
     BadImageError,
     is_cut_short,
     jpeg_frame,
+    lacks_colors,
     png_header,
     refuse_bomb,
     refuse_scans,
@@ -110,7 +110,7 @@ def decode_png(content: bytearray) -> torch.Tensor:
         pixels = with_torchvision(content)
     except (RuntimeError, ValueError) as error:
         raise BadImageError(f"not a readable image (cut short or damaged: {first_line(error)})") from error
-    if header.color_type == PNG_PALETTE:
+    if lacks_colors(content, header):
         with open_with_pillow(content) as image:
             try:
                 refuse_missing_colors(image)

@@ -35,6 +35,7 @@ class PngHeader:
 
     width: int
     height: int
+    bits: int  # of a sample, or of a color number
     color_type: int
 
 
@@ -96,4 +97,17 @@ def png_header(content: bytearray) -> PngHeader:
         raise BadImageError("not a readable image (a PNG without its header)")
     width = int.from_bytes(content[16:20], "big")
     height = int.from_bytes(content[20:24], "big")
-    return PngHeader(width, height, color_type=content[25])
+    return PngHeader(width, height, bits=content[24], color_type=content[25])
+
+
+def lacks_colors(content: bytearray, header: PngHeader) -> bool:
+    """Whether a PNG has a palette without a color for every number that its pixels can have."""
+    if header.color_type != PNG_PALETTE:
+        return False
+    at = 33  # the first chunk after the header: length, name, data, checksum
+    while at + 8 <= len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] == b"PLTE":
+            return length < 3 * 2**header.bits
+        at += 12 + length
+    return True
