@@ -17,7 +17,7 @@ from torch import nn
 
 from configs.schema import FinetuneConfig
 from data.augment import augmentations, train_transform
-from data.folder import ImageFolder
+from data.folder import ImageFolder, check_labels
 from data.loader import StepBatches, batch_loader
 from data.samples import EvaluationSamples, TrainingSamples
 from data.sampling import BatchPlan
@@ -51,6 +51,9 @@ def main(argv: list[str]) -> int:
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
     folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    check_labels(folder)
+    if folder.left_out:
+        job.say(folder.left_out_line())
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
@@ -168,7 +171,10 @@ class EvaluationData:
             train = os.path.join(config.data.data_path, "train")
             held_out = job.world.in_turn(lambda: ImageFolder(train, classes, holdout_fraction, held_out=True))
         val = os.path.join(config.data.data_path, "val")
-        return cls(job.world.in_turn(lambda: ImageFolder(val, classes)), held_out)
+        val_folder = job.world.in_turn(lambda: ImageFolder(val, classes))
+        if val_folder.left_out:
+            job.say(val_folder.left_out_line())
+        return cls(val_folder, held_out)
 
 
 class Evaluation:

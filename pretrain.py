@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
     folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    if folder.left_out:
+        job.say(folder.left_out_line())
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,

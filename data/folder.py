@@ -2,38 +2,46 @@
 
 import hashlib
 import os
+import unicodedata
 
 import numpy as np
 
-from data.index import EXTENSIONS, image_files
+from data.index import image_files
+from data.listing import BESIDE, EXTENSIONS, LeftOut, list_root
 from utils.errors import UserError
 
 
 class ImageFolder:
-    """Paths and class numbers of `root/<class>/**/<image>`, sorted. Links are followed, hidden files left out.
+    """Paths and class numbers of `root/<class>/**/<image>`, sorted; `left_out` counts by kind what else lies there.
 
-    Two numpy buffers hold it all: a million Python objects would be copied into every loader worker as soon as their
-    reference counts are touched.
+    Links are followed, hidden files and folders left out; data/listing.py says more. Two numpy buffers hold the paths:
+    a million Python objects would be copied into every loader worker as soon as their reference counts are touched.
 
     Args:
         root: folder with one folder a class.
         classes: the class order to use (of the training set, or of a checkpoint); default: the folders', sorted.
         holdout_fraction: share of the images to set apart, by a hash of the path inside root.
         held_out: take the images set apart instead of the others.
-    Raises: UserError on a missing root, no class folder, an empty class, classes other than those asked for, a class
-        that is held out whole, or nothing held out where that is asked for.
+    Raises: UserError on a missing root, no class folder, an empty class, classes that look alike, classes other than
+        those asked for, a broken link, a pipe named like an image, a folder in two classes, a class that is held out
+        whole, or nothing held out where that is asked for.
     """
 
     def __init__(
         self, root: str, classes: list[str] | None = None, holdout_fraction: float = 0.0, held_out: bool = False
     ):
         self.root = root
-        self.classes = class_folders(root)
+        self.classes, left_out = open_root(root)
         if classes is not None:
             check_same_classes(root, self.classes, classes)
             self.classes = list(classes)
 
-        names_of_class = image_files(root, self.classes)
+        listing = image_files(root, self.classes)
+        raise_first(listing.problems)
+        left_out.merge(listing.left_out)
+        self.left_out: dict[str, int] = left_out.counts
+        self.left_out_examples: dict[str, list[str]] = left_out.examples
+        names_of_class = listing.names_of_class
         for class_name, names in zip(self.classes, names_of_class, strict=True):
             if not names:
                 kinds = " ".join(EXTENSIONS)
@@ -64,19 +72,90 @@ class ImageFolder:
         name = os.fsdecode(self._names[start : self._ends[index]].tobytes())
         return os.path.join(self.root, name)
 
+    def left_out_line(self) -> str:
+        """What of the folder is not used, by kind with an example, on one line; "" if all of it is used."""
+        if not self.left_out:
+            return ""
+        kinds = []
+        for kind, count in sorted(self.left_out.items()):
+            kinds.append(f"{count} {kind} ({spelled(self.left_out_examples[kind][0])})")
+        return f"left out of {self.root}: {', '.join(kinds)}"
 
-def class_folders(root: str) -> list[str]:
-    """The names of the class folders in root, sorted. Raises: UserError if root cannot be read or has none."""
+
+def open_root(root: str) -> tuple[list[str], LeftOut]:
+    """The names of the class folders in root, sorted, and what lies beside them.
+
+    Raises: UserError if root cannot be read, has no class folder, a broken link, or classes that look alike.
+    """
     try:
-        with os.scandir(root) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir()]
+        found = list_root(root)
     except OSError as error:
         remedy = "data.data_path (--data-path) must hold train/ and val/ with one folder a class in each"
         raise UserError(f"{root}: no such image folder ({error.strerror}); {remedy}") from error
-    classes = sorted(name for name in folders if not name.startswith("."))
-    if not classes:
-        raise UserError(f"{root}: has no class folders; images belong into {os.path.join(root, '<class>')}/")
-    return classes
+    raise_first(found.problems)
+    if not found.classes:
+        held = "no class folders"
+        if BESIDE in found.left_out.counts:
+            held += f", but {found.left_out.counts[BESIDE]} images beside where they should be"
+        raise UserError(f"{root}: has {held}; images belong into {os.path.join(root, '<class>')}/")
+    raise_first(look_alikes(root, found.classes))
+    return found.classes, found.left_out
+
+
+def raise_first(problems: list[str]) -> None:
+    """Raise UserError with the first of some problems, if there are any, and how many more there are."""
+    if not problems:
+        return
+    problem = min(problems)
+    if len(problems) > 1:
+        problem += f" (and {len(problems) - 1} more problems, which scripts/check_data.py lists)"
+    raise UserError(problem)
+
+
+def look_alikes(root: str, classes: list[str]) -> list[str]:
+    """A line for each class name that looks like another one, with the code points that differ."""
+    lines = []
+    seen: dict[str, str] = {}
+    for name in classes:
+        look = appearance(name)
+        if look in seen:
+            lines.append(
+                f"{root}: the class folders {spelled(seen[look])} and {spelled(name)} look alike but are two names; "
+                "merge them, or rename one"
+            )
+        seen[look] = name
+    return lines
+
+
+def appearance(name: str) -> str:
+    """What names have in common that look alike: without invisible characters, and every accent in one spelling."""
+    composed = unicodedata.normalize("NFC", name)
+    visible = [character for character in composed if unicodedata.category(character) not in ("Cf", "Cc")]
+    return "".join(visible).strip()
+
+
+def spelled(name: str) -> str:
+    """A name as it can be told from others that look alike: with the code points of what is not plain ASCII."""
+    special = [character for character in name if not "!" <= character <= "~"]
+    if not special or (set(special) == {" "} and name == name.strip()):
+        return name
+    code_points = " ".join(f"U+{ord(character):04X}" for character in special)
+    printable = name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+    return f"{printable} [{code_points}]"
+
+
+def check_labels(folder: ImageFolder) -> None:
+    """Raise UserError if nothing can be learned from the class numbers: one class, or no class with two images."""
+    if len(folder.classes) < 2:
+        raise UserError(
+            f"{folder.root}: has the one class {spelled(folder.classes[0])}, and a classifier needs two; "
+            "add class folders (only pretraining can do without)"
+        )
+    if np.bincount(folder.labels).max() < 2:
+        raise UserError(
+            f"{folder.root}: none of its {len(folder.classes)} classes has two images; is it sorted by class, with one "
+            "folder for each class and not for each image?"
+        )
 
 
 def check_same_classes(root: str, folders: list[str], classes: list[str]) -> None:
@@ -130,7 +209,7 @@ def abbreviate(names: list[str]) -> str:
     """The first five of some names, and how many more there are."""
     if not names:
         return "none"
-    listed = ", ".join(names[:5])
+    listed = ", ".join(spelled(name) for name in names[:5])
     if len(names) > 5:
         return f"{listed} and {len(names) - 5} more"
     return listed

@@ -1,9 +1,11 @@
-"""Which images a folder holds: a listing that is kept in a cache.
+"""The listing of a large data set, kept in a cache.
 
-The cache is valid while the modification time of every folder is unchanged: it changes when a file in the folder is
-added, removed or renamed. To check that takes 1,000 stat calls for ImageNet, to list it anew takes 1.28 million names.
+The cache is valid while the state of every folder is unchanged: device, inode, size, and the times that change when a
+file in the folder is added, removed or renamed. To check that takes 1,000 stat calls for ImageNet, to list it anew
+takes 1.28 million names. Where times cannot be trusted nothing is kept.
 """
 
+import json
 import os
 import sys
 import time
@@ -12,55 +14,46 @@ from pathlib import Path
 
 import numpy as np
 
+from data.listing import FolderState, LeftOut, Listing, list_images, state_of
 from utils.files import write_atomically
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-ENDINGS = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 CACHED_FROM = 50_000  # images; a smaller folder is listed in no time
 # File systems round modification times, some to 2 seconds (in ns here). A folder that changed so shortly before it was
 # listed may change again without a trace, so it is not cached.
-MTIME_RESOLUTION_NS = 2 * 10**9
+TIME_RESOLUTION_NS = 2 * 10**9
 
 
-def image_files(root: str, classes: list[str]) -> list[bytes]:
-    """For each class its images' paths relative to root, sorted and joined by zero bytes.
-
-    They are `<class>/**/<image>`. Links are followed, hidden files left out; the ending decides what is an image.
-    """
+def image_files(root: str, classes: list[str]) -> Listing:
+    """As `list_images` of data/listing.py, from the cache if it is valid."""
     cache = cache_file(root)
-    names_of_class = read_cache(cache, root, classes)
-    if names_of_class is not None:
-        return names_of_class
+    listing = read_cache(cache, root, classes)
+    if listing is not None:
+        return listing
     began = time.time_ns()
-    modified = {}
-    names_of_class = [list_class(root, os.fsencode(name), modified) for name in classes]
-    images = sum(names.count(b"\0") + 1 for names in names_of_class)
-    if images >= CACHED_FROM and max(modified.values()) < began - MTIME_RESOLUTION_NS:
-        write_cache(cache, root, classes, names_of_class, modified)
-    return names_of_class
+    listing = list_images(root, classes)
+    images = sum(names.count(b"\0") + 1 for names in listing.names_of_class)
+    is_sound = all(listing.names_of_class) and not listing.problems
+    if images >= CACHED_FROM and is_sound and times_can_be_trusted(list(listing.folders.values()), began):
+        write_cache(cache, root, listing)
+    return listing
 
 
-def list_class(root: str, class_name: bytes, modified: dict[bytes, int]) -> bytes:
-    """A class's images, as in `image_files`.
+def times_can_be_trusted(states: list[FolderState], began: int) -> bool:
+    """Whether a later change of a folder will show in its times.
+
+    Object stores and container images give every folder the same time, or 0. A time that is newer than the clock, or
+    just as old, may stay the same through another change.
 
     Args:
-        modified: gets each folder's modification time in ns, taken before the folder is read.
+        states: of the data set's folder and all folders in it, two at least.
+        began: when they were read, in ns.
     """
-    images = []
-    folders = [class_name]
-    for folder in folders:  # the list grows while we go through it
-        path = os.path.join(os.fsencode(root), folder)
-        modified[folder] = os.stat(path).st_mtime_ns
-        names = os.listdir(path)
-        # A comprehension, since it goes over 1.28 million names.
-        images_here = [folder + b"/" + name for name in names if name.lower().endswith(ENDINGS) and name[:1] != b"."]
-        images += images_here
-        if len(images_here) == len(names):
-            continue
-        for name in names:
-            if not name.lower().endswith(ENDINGS) and os.path.isdir(os.path.join(path, name)):
-                folders.append(folder + b"/" + name)
-    return b"\0".join(sorted(images))
+    modified = [state[2] for state in states]
+    changed = [state[3] for state in states]
+    for times in (modified, changed):
+        if min(times) <= 0 or min(times) == max(times) or max(times) >= began - TIME_RESOLUTION_NS:
+            return False
+    return True
 
 
 def cache_file(root: str) -> Path:
@@ -70,35 +63,34 @@ def cache_file(root: str) -> Path:
     return Path(base, "masked-frequency-modelling", f"index-{name}.npz")
 
 
-def read_cache(path: Path, root: str, classes: list[str]) -> list[bytes] | None:
+def read_cache(path: Path, root: str, classes: list[str]) -> Listing | None:
     """What `image_files` returns. None: there is no cache, it is damaged or of other classes, or a folder changed."""
     try:
         with np.load(path, allow_pickle=False) as file:
             folders = file["folders"].tobytes().split(b"\0")
+            states = [tuple(state) for state in file["states"].tolist()]
             names_of_class = file["files"].tobytes().split(b"\0\0")
-            modified = file["modified"].tolist()
+            left_out = LeftOut(**json.loads(file["left_out"].tobytes()))
     except Exception:  # a damaged file may raise anything
         return None
     try:
-        modified_now = [os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns for folder in folders]
+        states_now = [state_of(os.path.join(os.fsencode(root), folder)) for folder in folders]
     except OSError:
         return None
     cached_classes = [os.fsdecode(names.partition(b"/")[0]) for names in names_of_class]
-    if modified_now != modified or cached_classes != classes:
+    if states_now != states or cached_classes != classes:
         return None
-    return names_of_class
+    return Listing(names_of_class, left_out, folders=dict(zip(folders, states, strict=True)))
 
 
-def write_cache(
-    path: Path, root: str, classes: list[str], names_of_class: list[bytes], modified: dict[bytes, int]
-) -> None:
+def write_cache(path: Path, root: str, listing: Listing) -> None:
     """Keep a listing for `read_cache`; a place that cannot be written to is a warning."""
-    if not all(names_of_class):
-        return  # a class without images, which is an error
+    left_out = json.dumps({"counts": listing.left_out.counts, "examples": listing.left_out.examples})
     arrays = {
-        "folders": np.frombuffer(b"\0".join(modified), dtype=np.uint8),
-        "files": np.frombuffer(b"\0\0".join(names_of_class), dtype=np.uint8),
-        "modified": np.array(list(modified.values())),
+        "folders": np.frombuffer(b"\0".join(listing.folders), dtype=np.uint8),
+        "states": np.array(list(listing.folders.values()), dtype=np.uint64),  # no time is negative
+        "files": np.frombuffer(b"\0\0".join(listing.names_of_class), dtype=np.uint8),
+        "left_out": np.frombuffer(left_out.encode(), dtype=np.uint8),
     }
     own = path.with_name(f"{path.stem}-{os.getpid()}.npz")  # jobs that start together do not share a temporary file
     try:

@@ -2,109 +2,227 @@
 
 python scripts/check_data.py imagenet                                   # a folder with train/ and val/
 python scripts/check_data.py imagenet --workers 32 --report findings.json
+python scripts/check_data.py mine --config configs/pretrain_resnet50.yaml   # compare brightness with data.mean, .std
 
 Exit code 0: nothing found; 1: findings; 2: the folder cannot be checked at all.
 """
 
 import argparse
 import json
+import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import ExifTags, Image
+import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.decode import decode_image
-from data.folder import ImageFolder
+from configs.schema import PretrainConfig
+from data.folder import check_same_classes, count_names, look_alikes, open_root, spelled
+from data.listing import LeftOut, list_images, list_root
+from scripts.image_checks import ImageCheck
+from utils.config import build, read_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
 from utils.process import available_cores, shield_worker
 
 SHOWN = 20  # findings that are printed
-MIN_SIDE = 8  # pixels; a shorter image holds next to nothing to learn from
+MEASURED = 2000  # images whose brightness is compared with a config
+FAR_MEAN = 0.5  # of a standard deviation
+FAR_STD = 1.5  # times
+
+# Kinds of findings, beside those of scripts/image_checks.py and data/listing.py.
+FOLDERS = "folders, links and names to mend"
+CLASSES = "classes that train and val do not share"
+FEW_IMAGES = "classes with one image or none"
+ONE_CLASS = "one class only"
+IN_BOTH = "images of train that are in val too"
+BRIGHTNESS = "brightness unlike the config's"
 
 
-def check_image(path: str) -> tuple[str, list[str]]:
-    """What keeps an image from being used ("": nothing), and notes on what may surprise in how it is used."""
+@dataclass
+class Findings:
+    """What is wrong, and what may surprise."""
+
+    lines: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  # by kind; what is left out has more than lines
+    examples: dict[str, str] = field(default_factory=dict)  # the first line of each kind
+    notes: dict[str, list[str]] = field(default_factory=dict)  # note -> what it is true of
+
+    def add(self, kind: str, line: str) -> None:
+        self.lines.append(line)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.examples.setdefault(kind, line)
+
+    def add_left_out(self, root: str, left_out: LeftOut) -> None:
+        for kind, examples in left_out.examples.items():
+            for path in examples:
+                self.add(kind, f"{os.path.join(root, path)}: left out ({kind})")
+            self.counts[kind] += left_out.counts[kind] - len(examples)
+
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of train or val."""
+
+    root: str
+    classes: list[str]
+    paths: list[str]
+
+
+def list_split(root: str, findings: Findings) -> Split:
+    """What training will find in a folder, and more, since nothing here ends the listing.
+
+    Raises: UserError if the folder cannot be read or has no class folder.
+    """
     try:
-        pixels = decode_image(path)
-    except UserError as error:
-        return str(error), []
-    notes = []
-    if min(pixels.shape[-2:]) < MIN_SIDE:
-        notes.append(f"shorter side below {MIN_SIDE} pixels")
-    try:
-        with Image.open(path) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                notes.append("EXIF rotation, not applied")
-            if getattr(image, "n_frames", 1) > 1:
-                notes.append("animated, first frame used")
-            if image.mode not in ("RGB", "L", "P"):
-                notes.append(f"{image.mode}, used as 8-bit RGB")
-    except Exception:  # of a format, or of metadata, that Pillow alone stumbles over: the pixels were read
-        notes.append("unusual headers")
-    return "", notes
+        found = list_root(root)
+    except OSError:
+        open_root(root)  # raises the error that training ends with
+        raise
+    listing = list_images(root, found.classes)
+    for problem in sorted(found.problems + listing.problems) + look_alikes(root, found.classes):
+        findings.add(FOLDERS, problem)
+    for left_out in (found.left_out, listing.left_out):
+        findings.add_left_out(root, left_out)
+    if not found.classes and not found.problems:
+        open_root(root)
+    paths = []
+    for class_name, names in zip(found.classes, listing.names_of_class, strict=True):
+        images = count_names(names)
+        if images < 2:
+            findings.add(FEW_IMAGES, f"{os.path.join(root, spelled(class_name))}: this class has {images} images")
+        if images:
+            paths += [os.path.join(root, os.fsdecode(name)) for name in names.split(b"\0")]
+    return Split(root, found.classes, paths)
 
 
-def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], dict[str, list[str]]]:
-    """All findings, a line each, and for each kind of note the images it is true of.
+def list_splits(root: Path, findings: Findings) -> list[Split]:
+    """Train first, or the root alone if it has neither train/ nor val/. Raises: UserError if none can be listed."""
+    roots = [root / name for name in ("train", "val") if os.path.lexists(root / name)]
+    splits = []
+    errors = []
+    for folder in roots or [root]:
+        try:
+            splits.append(list_split(str(folder), findings))
+        except UserError as error:
+            errors.append(f"{error}; no image of {folder} was checked")
+    if not splits:
+        raise UserError("; ".join(errors))
+    for error in errors:
+        findings.add(FOLDERS, error)
+    train = splits[0]
+    if len(splits) == 2:
+        try:
+            check_same_classes(splits[1].root, splits[1].classes, train.classes)
+        except UserError as error:
+            findings.add(CLASSES, str(error))
+    if len(train.classes) == 1:
+        sentence = (
+            f"{train.root}: has the one class {spelled(train.classes[0])}: pretraining can use it, finetuning not"
+        )
+        if len(splits) == 2:
+            findings.add(ONE_CLASS, sentence)
+        else:
+            findings.notes[ONE_CLASS] = [train.root]
+    return splits
+
+
+def sizes_in_both(splits: list[Split]) -> frozenset[int]:
+    """Sizes in bytes that files of train and of val have: only they can be equal."""
+    if len(splits) < 2:
+        return frozenset()
+    sizes = []
+    for split in splits:
+        sizes.append({os.stat(path).st_size for path in split.paths if os.path.exists(path)})
+    return frozenset(sizes[0] & sizes[1])
+
+
+def check_images(splits: list[Split], check: ImageCheck, workers: int, findings: Findings) -> torch.Tensor:
+    """Decode everything. Returns: mean and mean square (n, 2, 3) float64 of the images that were measured.
 
     Raises: UserError if a process is killed, as the kernel does for want of memory.
     """
     paths = []
-    for folder in folders:
-        paths += [folder.path(index) for index in range(len(folder))]
-    findings: list[str] = []
-    images_of_note: dict[str, list[str]] = {}
+    for split in reversed(splits):  # val first: its digests are kept, those of train are not
+        paths += split.paths
+    in_train = set(range(len(paths) - len(splits[0].paths), len(paths)))
+    path_in_val: dict[bytes, str] = {}
+    brightness = [torch.empty(0, 2, 3, dtype=torch.float64)]
     # What a loader's worker processes collate are the paths themselves, one by one.
     results = DataLoader(
-        paths, batch_size=None, num_workers=workers, collate_fn=check_image, worker_init_fn=shield_worker
+        paths, batch_size=None, num_workers=workers, collate_fn=check.check, worker_init_fn=shield_worker
     )
     try:
-        for path, (finding, notes) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
-            if finding:
-                findings.append(finding)
-            for note in notes:
-                images_of_note.setdefault(note, []).append(path)
+        for number, checked in enumerate(tqdm(results, unit="image", disable=None)):
+            path = paths[number]
+            for kind, line in checked.findings.items():
+                findings.add(kind, line)
+            for note in checked.notes:
+                findings.notes.setdefault(note, []).append(path)
+            if checked.digest and number not in in_train:
+                path_in_val[checked.digest] = path
+            elif checked.digest in path_in_val:
+                findings.add(IN_BOTH, f"{path}: the same file as {path_in_val[checked.digest]}; remove one of the two")
+            if checked.mean is not None:
+                brightness.append(torch.stack([checked.mean, checked.mean_square])[None])
     except RuntimeError as error:
         raise UserError(f"a checking process was killed ({first_line(error)}); lower --workers") from error
-    return findings, images_of_note
+    return torch.cat(brightness)
 
 
-def open_folders(root: Path) -> tuple[list[ImageFolder], list[str]]:
-    """The folders to check, train first, and what is wrong with their classes.
+def compare_brightness(brightness: torch.Tensor, path: str, findings: Findings) -> None:
+    """Whether data.mean and data.std of a config are those of the images, roughly."""
+    values = {}
+    for key, value in read_yaml(path).items():
+        if key in ("data.mean", "data.std"):  # of recipes for pretraining and for finetuning
+            values[key] = value
+    data = build(PretrainConfig, values).data
+    if not len(brightness):
+        return
+    mean, mean_square = brightness.mean(0)
+    std = (mean_square - mean.square()).clamp_min(0).sqrt()
+    config_mean, config_std = torch.tensor([data.mean, data.std], dtype=torch.float64)
+    ratio = std / config_std
+    is_far = ((mean - config_mean).abs() > FAR_MEAN * config_std) | (ratio > FAR_STD) | (ratio < 1 / FAR_STD)
+    if is_far.any():
+        findings.add(
+            BRIGHTNESS,
+            f"{path}: data.mean {three(config_mean)}, data.std {three(config_std)}; {len(brightness)} of the images "
+            f"have mean {three(mean)}, std {three(std)}: set both, in pretraining and finetuning alike",
+        )
 
-    Raises: UserError if no folder can be checked.
-    """
-    splits = [root / name for name in ("train", "val") if (root / name).is_dir()]
-    folders: list[ImageFolder] = []
-    findings = []
-    classes = None  # of train, which val must have too
-    for split in splits or [root]:
-        try:
-            folders.append(ImageFolder(str(split), classes))
-            classes = folders[0].classes
-        except UserError as error:
-            findings.append(f"{error}; no image of {split} was checked")
-    if not folders:
-        raise UserError("; ".join(findings))
-    return folders, findings
+
+def three(values: torch.Tensor) -> str:
+    return " ".join(f"{value:.3f}" for value in values.tolist())
 
 
-def print_findings(findings: list[str], images_of_note: dict[str, list[str]], has_report: bool) -> None:
-    """The first findings, and an example for each kind of note."""
-    for line in findings[:SHOWN]:
-        print(line)
-    if len(findings) > SHOWN:
-        more = f"… and {len(findings) - SHOWN} more"
+def print_findings(findings: Findings, has_report: bool) -> None:
+    """The first findings, an example for each kind of note, and a table of all kinds."""
+    for line in findings.lines[:SHOWN]:
+        print(printable(line))
+    if findings.total() > SHOWN:
+        more = f"… and {findings.total() - SHOWN} more"
         if not has_report:
             more += "; --report FILE writes them all"
         print(more)
-    for note, paths in sorted(images_of_note.items()):
-        print(f"note: {len(paths)} images: {note}, as {paths[0]}")
+    for note, paths in sorted(findings.notes.items()):
+        print(printable(f"note: {len(paths)} images: {note}, as {paths[0]}"))
+    if findings.counts:
+        print("| count | finding | as |\n|---|---|---|")
+    for kind, count in findings.counts.items():
+        print(printable(f"| {count} | {kind} | {findings.examples[kind].partition(': ')[0]} |"))
+
+
+def printable(text: str) -> str:
+    """On one line, in UTF-8: names of files may be neither."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def main(argv: list[str]) -> int:
@@ -112,19 +230,26 @@ def main(argv: list[str]) -> int:
     parser.add_argument("root", type=Path, help="a folder with train/ and val/, or with one folder a class")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: the cores)")
     parser.add_argument("--report", type=Path, help="a JSON file for all findings and notes")
+    parser.add_argument("--config", help="a recipe whose data.mean and data.std the images should have")
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
-    folders, findings = open_folders(arguments.root)
-    unreadable, images_of_note = check_folders(folders, arguments.workers)
-    findings += unreadable
-    print_findings(findings, images_of_note, has_report=arguments.report is not None)
+    findings = Findings()
+    splits = list_splits(arguments.root, findings)
+    images = sum(len(split.paths) for split in splits)
+    measure_every = max(1, images // MEASURED) if arguments.config else 0
+    check = ImageCheck(sizes_in_both(splits), measure_every)
+    brightness = check_images(splits, check, arguments.workers, findings)
+    if arguments.config:
+        compare_brightness(brightness, arguments.config, findings)
+    print_findings(findings, has_report=arguments.report is not None)
     if arguments.report:
-        content = json.dumps({"findings": findings, "notes": images_of_note}, indent=2) + "\n"
-        write_atomically(arguments.report, lambda file: file.write(content.encode()))
-    roots = ", ".join(folder.root for folder in folders)
-    print(f"{sum(map(len, folders))} images in {roots}: {len(findings)} findings")
-    return 1 if findings else 0
+        content = {"findings": findings.lines, "counts": findings.counts, "notes": findings.notes}
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(arguments.report, lambda file: file.write(text.encode()))
+    roots = ", ".join(split.root for split in splits)
+    print(f"{images} images in {printable(roots)}: {findings.total()} findings")
+    return 1 if findings.total() else 0
 
 
 if __name__ == "__main__":

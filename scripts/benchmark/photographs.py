@@ -26,7 +26,7 @@ QUALITY = 95
 def make_photographs(root: Path, count: int, classes: int = 4) -> Path:
     """Write root/class_<n>/<n>.jpg; returns root."""
     folder = Path(skimage.__file__).parent / "data"
-    sources = [Image.open(folder / name).convert("RGB") for name in SOURCES]
+    sources = [Image.open(folder / name, formats=["JPEG", "PNG", "TIFF"]).convert("RGB") for name in SOURCES]
     generator = np.random.default_rng(0)
     for number in range(count):
         photograph = random_crop(sources[number % len(sources)], generator)

@@ -14,7 +14,7 @@ from torchvision import transforms as pil_transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from data.decode import decode_image
+from data.decode import FORMATS, decode_image
 from data.folder import ImageFolder
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
@@ -34,6 +34,12 @@ from scripts.benchmark.workload import (
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
+def pil_image(path: str) -> Image.Image:
+    """As torchvision's own loader, but of our formats only: Pillow starts another program for PostScript."""
+    with open(path, "rb") as file:
+        return Image.open(file, formats=FORMATS).convert("RGB")
+
+
 class PilInput(LoadsImages):
     """Both public codes' way on a CPU: PIL decodes and resizes, then floats are made and normalised."""
 
@@ -46,7 +52,7 @@ class PilInput(LoadsImages):
                 pil_transforms.Normalize(MEAN, STD),
             ]
         )
-        self.folder = TorchvisionFolder(data_path, transform)
+        self.folder = TorchvisionFolder(data_path, transform, loader=pil_image)
         super().__init__(images, total=len(self.folder))
 
     def load(self, number: int) -> tuple:
@@ -75,7 +81,7 @@ def pixel_difference(data_path: str, size: int, interpolation: str, images: int)
         torch.manual_seed(number)
         our_crop = ours(decode_image(folder.path(number)))
         torch.manual_seed(number)
-        their_crop = theirs(Image.open(folder.path(number)).convert("RGB"))
+        their_crop = theirs(pil_image(folder.path(number)))
         differences.append((our_crop.int() - their_crop.int()).abs().byte())
     levels = torch.stack(differences)
     return {

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.schema import PretrainConfig
 from data.augment import evaluation_crops
 from data.decode import decode_image
-from data.index import EXTENSIONS
+from data.listing import EXTENSIONS
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of

@@ -1,25 +1,15 @@
 """Every file a folder of photographs may hold arrives as (3, H, W) uint8 RGB, or as an error that names it."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import decode_image, pixels_of_jpeg
+from data.decode import decode_image
+from tests.support.image_files import HEIGHT, WIDTH, chunk, decoded, photo, pixels, values_16_bit
 from utils.errors import UserError
-
-WIDTH, HEIGHT = 24, 20
-
-
-def photo():
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    return Image.fromarray(np.stack([x * 10, y * 12, (x + y) * 5], -1).astype(np.uint8))
 
 
 def with_alpha(mode="RGBA"):
@@ -30,17 +20,6 @@ def with_alpha(mode="RGBA"):
 
 def flipped():
     return photo().transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-
-
-def pixels(image):
-    """(3, H, W) int array of a PIL image as Pillow turns it into RGB."""
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(int)
-
-
-def decoded(path):
-    image = decode_image(str(path))
-    assert image.dtype == torch.uint8
-    return image.numpy().astype(int)
 
 
 PALETTE_ALPHA = {"transparency": bytes(range(0, 256, 16))}
@@ -100,19 +79,10 @@ def test_animation_gives_its_first_frame(tmp_path, name):
 
 def write_16_bit_png(path, values, color_type):
     """values (H, W, channels) uint16; Pillow writes grey ones only."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-
-
-def values_16_bit(channels):
-    """From 0 to 65535, evenly."""
-    return (np.arange(HEIGHT * WIDTH * channels) * 65535 // (HEIGHT * WIDTH * channels - 1)).reshape(HEIGHT, WIDTH, -1)
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
@@ -178,33 +148,3 @@ def test_missing_file_is_named(tmp_path, name):
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
         decode_image(str(tmp_path / name))
-
-
-SIDES = st.integers(1, 300)
-
-
-@settings(max_examples=50, deadline=None)
-@given(SIDES, SIDES, st.booleans(), st.integers(1, 100), st.booleans(), st.binary(max_size=99))
-def test_pixels_of_a_jpeg_are_read_from_its_header(width, height, progressive, quality, gray, comment):
-    file = io.BytesIO()
-    image = Image.new("L" if gray else "RGB", (width, height))
-    image.save(file, "JPEG", progressive=progressive, quality=quality, comment=comment)
-    assert pixels_of_jpeg(np.frombuffer(file.getvalue(), np.uint8)) == width * height
-
-
-@given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x02", b"\xff\xd8\xff\xff"]))
-def test_what_does_not_begin_as_a_jpeg_does_is_left_to_pillow(rest, start):
-    """A frame header is taken for one only after whole segments; nothing here ends in an error."""
-    found = pixels_of_jpeg(np.frombuffer(start + rest, np.uint8))
-    assert found == float("inf") or start == b"\xff\xd8\xff\xe0\x00\x02" or (start + rest)[:3] == b"\xff\xd8\xff"
-
-
-@pytest.mark.parametrize("before", [b"\xff\xd0", b"\xff\x01\x00\x02", b"\xff\xff", b"\x00", b"\xff\xd9"])
-def test_a_jpeg_that_hides_its_frame_is_left_to_pillow(before):
-    """Else a second, larger frame could follow one that only we see."""
-    frame = b"\xff\xc0\x00\x11\x08" + (2).to_bytes(2, "big") * 2 + b"\x03" + bytes(9)
-    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + frame, np.uint8)) == 4
-    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + before + frame, np.uint8)) == float("inf")
-    large = frame[:5] + b"\xff" * 4 + frame[9:]
-    skipped = before + (2 + len(large)).to_bytes(2, "big") + large  # as if the marker had a length
-    assert pixels_of_jpeg(np.frombuffer(b"\xff\xd8" + skipped + frame, np.uint8)) == float("inf")

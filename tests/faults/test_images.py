@@ -16,6 +16,7 @@ from data.decode import decode_image
 from data.folder import ImageFolder
 from data.samples import TrainingSamples
 from tests.support.comparing import log_lines
+from tests.support.helpers import image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run
 from tests.support.memory import needs_proc, peak_megabytes
 from utils.errors import UserError
@@ -190,3 +191,28 @@ for width, height in {SLIM_SIZES}:
     train_transform(crop_size=224, crop_ratio=(0.2, 1), aspect_ratio=(0.75, 1.33), flip_probability=0.5)(image)
 """
     assert peak_megabytes(prepare, measured) < 100  # 1×5000 pixels, resized as a whole, are 828 MB
+
+
+# Data sets that a run can do nothing with.
+
+
+def test_a_classifier_of_one_class_is_refused_before_anything_is_written(tmp_path):
+    image_folder(tmp_path / "images/train", ("all",), per_class=8)
+    image_folder(tmp_path / "images/val", ("all",), per_class=2)
+    with pytest.raises(UserError, match="has the one class all, and a classifier needs two"):
+        finetune(small_run(FINETUNE, tmp_path / "images", tmp_path / "out", "--val-resize-size", "32"))
+    assert not list((tmp_path / "out").rglob("*.yaml"))
+    assert pretrain(small_run(PRETRAIN, tmp_path / "images", tmp_path / "pretrained")) == 0
+
+
+def test_what_is_left_out_is_said_before_the_first_step(images, tmp_path, capsys):
+    (images / "train/ant/notes.txt").touch()
+    (images / "val/ant/.DS_Store").touch()
+    assert finetune(small_run(FINETUNE, images, tmp_path / "out", "--val-resize-size", "32")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first_step = next(number for number, line in enumerate(lines) if line.startswith("step 1/"))
+    said = [line for line in lines[:first_step] if line.startswith("left out of ")]
+    assert said == [
+        f"left out of {images / 'train'}: 1 other endings (ant/notes.txt)",
+        f"left out of {images / 'val'}: 1 hidden (ant/.DS_Store)",
+    ]

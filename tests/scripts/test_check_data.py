@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from scripts import check_data
+from scripts import check_data, image_checks
+from scripts.image_checks import ImageCheck
 from tests.support.helpers import image_folder
 from utils.errors import UserError
 
@@ -98,13 +100,137 @@ def test_a_folder_that_cannot_be_checked_is_an_error(tmp_path):
         check_data.main([str(tmp_path), "--workers", "0"])
 
 
-def die(_path: str) -> None:
+def check(images: Path, tmp_path: Path, *words: str) -> tuple[int, dict]:
+    """Exit code and report."""
+    code = check_data.main([str(images), "--workers", "1", "--report", str(tmp_path / "report.json"), *words])
+    return code, json.loads((tmp_path / "report.json").read_text())
+
+
+def link_in_a_circle(train: Path) -> None:
+    (train / "ant/all").symlink_to("..")
+
+
+def copy_to_val(train: Path) -> None:
+    shutil.copy(train / "ant/3.png", train.parent / "val/bee/copy.png")
+
+
+def zero_the_middle(train: Path) -> None:
+    path = train / "ant/damaged.jpg"
+    Image.effect_noise((200, 200), 90).convert("RGB").save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
+    path.write_bytes(content)
+
+
+def zero_the_end(train: Path) -> None:
+    path = train / "ant/torn.webp"
+    Image.effect_noise((200, 200), 90).convert("RGB").save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+
+
+def of_one_color(train: Path) -> None:
+    Image.new("RGB", (40, 36), (1, 2, 3)).save(train / "bee/grey.png")
+
+
+def a_class_of_one_image(train: Path) -> None:
+    for split in (train, train.parent / "val"):
+        (split / "cat").mkdir()
+        Image.effect_noise((40, 36), 90 if split == train else 60).save(split / "cat/1.png")
+    Image.effect_noise((40, 36), 30).save(train.parent / "val/cat/2.png")
+
+
+def one_class(train: Path) -> None:
+    for split in (train, train.parent / "val"):
+        shutil.rmtree(split / "bee")
+
+
+def hidden_folder(train: Path) -> None:
+    (train / "ant/.ipynb_checkpoints").mkdir()
+    shutil.copy(train / "ant/1.png", train / "ant/.ipynb_checkpoints/1-checkpoint.png")
+
+
+def look_alikes(train: Path) -> None:
+    for split in (train, train.parent / "val"):
+        (split / "bee").rename(split / "caf\u00e9")
+        (split / "ant").rename(split / "cafe\u0301")
+
+
+TROUBLES = {  # what is done to train -> the kind of finding, and what it is found in
+    hidden_folder: ("hidden", "train/ant/.ipynb_checkpoints"),
+    lambda train: (train / "ant/1.png").rename(train / "ant/1.jfif"): ("other endings", "train/ant/1.jfif"),
+    lambda train: shutil.copy(train / "ant/1.png", train): ("images beside the class folders", "train/1.png"),
+    lambda train: (train / "bee/1.png.jpg").mkdir(): ("folders named like images", "train/bee/1.png.jpg"),
+    link_in_a_circle: ("links to folders that hold or are in the list", "train/ant/all"),
+    lambda train: (train / "bee/9.png").symlink_to("/nowhere"): (check_data.FOLDERS, "train/bee/9.png"),
+    lambda train: (train / "cat").symlink_to("/nowhere"): (check_data.FOLDERS, "train/cat"),
+    lambda train: (train / "bee/same").symlink_to("../ant"): (check_data.FOLDERS, "train/bee/same"),
+    lambda train: os.mkfifo(train / "bee/9.png"): (check_data.FOLDERS, "train/bee/9.png"),
+    lambda train: (train.parent / "val/bee").rename(train.parent / "val/wasp"): (check_data.CLASSES, "val"),
+    look_alikes: (check_data.FOLDERS, "train"),
+    a_class_of_one_image: (check_data.FEW_IMAGES, "train/cat"),
+    one_class: (check_data.ONE_CLASS, "train"),
+    copy_to_val: (check_data.IN_BOTH, "train/ant/3.png"),
+    zero_the_middle: (image_checks.DAMAGED, "train/ant/damaged.jpg"),
+    zero_the_end: (image_checks.UNFINISHED, "train/ant/torn.webp"),
+    of_one_color: (image_checks.CONSTANT, "train/bee/grey.png"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system composes accents itself")
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: TROUBLES[trouble][0] + " " + TROUBLES[trouble][1])
+def test_every_trouble_is_found_named_and_counted(images, tmp_path, capsys, trouble):
+    kind, place = TROUBLES[trouble]
+    trouble(images / "train")
+    code, report = check(images, tmp_path)
+    assert code == 1
+    of_both_splits = trouble is look_alikes
+    assert report["counts"] == {kind: 2 if of_both_splits else 1}
+    assert report["findings"][0].startswith(f"{images / place}: ")
+    out = capsys.readouterr().out
+    assert f"| {report['counts'][kind]} | {kind} | {images / place} |" in out
+
+
+def test_more_is_counted_than_is_listed(images, tmp_path):
+    for number in range(30):
+        (images / f"train/ant/{number}.txt").touch()
+    code, report = check(images, tmp_path)
+    assert code == 1 and report["counts"] == {"other endings": 30} and len(report["findings"]) == 20
+
+
+def test_images_of_a_data_set_with_problems_are_checked_all_the_same(images, tmp_path):
+    (images / "train/cat").symlink_to("/nowhere")
+    (images / "train/ant/3.png").write_bytes(b"")
+    code, report = check(images, tmp_path)
+    assert code == 1 and report["counts"] == {check_data.FOLDERS: 1, image_checks.UNREADABLE: 1}
+
+
+def test_one_class_is_enough_for_pretraining(tmp_path, capsys):
+    image_folder(tmp_path / "images/train", ("all",))
+    assert check_data.main([str(tmp_path / "images"), "--workers", "1"]) == 0
+    assert "note: 1 images: one class only" in capsys.readouterr().out
+
+
+def test_brightness_is_compared_with_a_config(images, tmp_path):
+    """The images are noise over all values: mean 0.5, standard deviation 0.289 (of a uniform distribution)."""
+    for name, mean, finds in (("near", 0.5, 0), ("far", 0.3, 1)):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(f"data:\n  mean: [{mean}, 0.5, 0.5]\n  std: [0.29, 0.29, 0.29]\n  val_crop_size: 32\n")
+        code, report = check(images, tmp_path, "--config", str(config))
+        assert code == finds and report["counts"] == ({check_data.BRIGHTNESS: 1} if finds else {})
+    assert (
+        "data.mean 0.300 0.500 0.500" in report["findings"][0]
+        and "have mean 0.499 0.502 0.500" in report["findings"][0]
+    )
+
+
+def die(_check: ImageCheck, _path: str) -> None:
     os.kill(os.getpid(), 9)
 
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: a process is killed as it does")
 def test_a_killed_checking_process_is_told_of(images, monkeypatch):
-    monkeypatch.setattr(check_data, "check_image", die)
+    monkeypatch.setattr(ImageCheck, "check", die)
     with pytest.raises(UserError, match=r"a checking process was killed \(DataLoader worker .*\); lower --workers"):
         check_data.main([str(images), "--workers", "1"])
