@@ -210,7 +210,7 @@ def print_findings(findings: Findings, has_report: bool) -> None:
     if findings.total() > SHOWN:
         more = f"… and {findings.total() - SHOWN} more"
         if not has_report:
-            more += "; --report FILE writes them all"
+            more += "; --report FILE writes them too"
         print(more)
     for note, paths in sorted(findings.notes.items()):
         print(printable(f"note: {len(paths)} images: {note}, as {paths[0]}"))
