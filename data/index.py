@@ -5,13 +5,13 @@ added, removed or renamed. To check that takes 1,000 stat calls for ImageNet, to
 """
 
 import os
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from utils.console import say
 from utils.files import write_atomically
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -106,8 +106,8 @@ def write_cache(
         write_atomically(own, lambda file: np.savez(file, **arrays))
         os.replace(own, path)
     except OSError as error:
-        print(
+        say(
             f"warning: {path}: the index of {root} cannot be kept there ({error.strerror}); each start lists the "
             "images anew; XDG_CACHE_HOME names another place",
-            file=sys.stderr,
+            to_stderr=True,
         )

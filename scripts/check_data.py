@@ -13,15 +13,16 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.decode import decode_image
 from data.folder import ImageFolder
+from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
-from utils.process import available_cores, shield_worker
+from utils.limits import available_cores
+from utils.process import shield_worker
 
 SHOWN = 20  # findings that are printed
 MIN_SIDE = 8  # pixels; a shorter image holds next to nothing to learn from
@@ -64,7 +65,7 @@ def check_folders(folders: list[ImageFolder], workers: int) -> tuple[list[str], 
         paths, batch_size=None, num_workers=workers, collate_fn=check_image, worker_init_fn=shield_worker
     )
     try:
-        for path, (finding, notes) in zip(tqdm(paths, unit="image", disable=None), results, strict=True):
+        for path, (finding, notes) in zip(progress_bar(paths, unit="image"), results, strict=True):
             if finding:
                 findings.append(finding)
             for note in notes:
@@ -97,14 +98,14 @@ def open_folders(root: Path) -> tuple[list[ImageFolder], list[str]]:
 def print_findings(findings: list[str], images_of_note: dict[str, list[str]], has_report: bool) -> None:
     """The first findings, and an example for each kind of note."""
     for line in findings[:SHOWN]:
-        print(line)
+        say(line)
     if len(findings) > SHOWN:
         more = f"… and {len(findings) - SHOWN} more"
         if not has_report:
             more += "; --report FILE writes them all"
-        print(more)
+        say(more)
     for note, paths in sorted(images_of_note.items()):
-        print(f"note: {len(paths)} images: {note}, as {paths[0]}")
+        say(f"note: {len(paths)} images: {note}, as {paths[0]}")
 
 
 def main(argv: list[str]) -> int:
@@ -123,9 +124,9 @@ def main(argv: list[str]) -> int:
         content = json.dumps({"findings": findings, "notes": images_of_note}, indent=2) + "\n"
         write_atomically(arguments.report, lambda file: file.write(content.encode()))
     roots = ", ".join(folder.root for folder in folders)
-    print(f"{sum(map(len, folders))} images in {roots}: {len(findings)} findings")
+    say(f"{sum(map(len, folders))} images in {roots}: {len(findings)} findings")
     return 1 if findings else 0
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

@@ -31,6 +31,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
 from utils.config import from_dict
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import PictureRow, grid, save
@@ -239,7 +240,7 @@ def main(argv: list[str]) -> int:
     else:
         figure = grid_of_images(pretrained, crops, radii[0])
     save(figure, arguments.output)
-    print(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{radius:g}' for radius in radii)}")
+    say(f"wrote {arguments.output}: {len(paths)} images, radius {', '.join(f'{radius:g}' for radius in radii)}")
     return 0
 
 
