@@ -174,7 +174,6 @@ def run_entry(main: Callable[[list[str]], int], argv: list[str], output_is_resul
         if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGTERM) == exit_at_once:
             exit_at_once(signal.SIGINT, None)
         end_with(error)
-    sys.stdout.flush()
     if output_is_result and LossyStream.failure:
         say(f"error: not everything could be printed ({LossyStream.failure})", to_stderr=True)
         code = code or 2

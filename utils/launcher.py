@@ -46,6 +46,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
         rank=number(environment, "RANK"), size=number(environment, "WORLD_SIZE"),
         local_rank=number(environment, "LOCAL_RANK"), local_size=number(environment, "LOCAL_WORLD_SIZE"),
     )  # fmt: skip
+    number(environment, "MASTER_PORT")
     if not place.rank < place.size or not place.local_rank < place.local_size <= place.size:
         given = [f"{name} = {environment[name]}" for name in NUMBERS if name in environment]
         raise UserError(f"{', '.join(given)}: a rank must be below the number of ranks; {remedy()}")
