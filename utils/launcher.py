@@ -63,7 +63,7 @@ def number(environment: Mapping[str, str], name: str) -> int:
 
 def remedy() -> str:
     program = os.path.basename(sys.argv[0]) or "pretrain.py"
-    return f"start ranks by torchrun --nproc_per_node=N {program} …, or unset {' '.join(NUMBERS)} for one process"
+    return f"start ranks by torchrun --nproc_per_node=N {program} …, or unset them for one process"
 
 
 def is_launched() -> bool:
