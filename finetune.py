@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from configs.schema import FinetuneConfig
+from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
 from data.folder import ImageFolder, check_labels
 from data.loader import StepBatches, batch_loader
@@ -25,7 +25,7 @@ from models.classifier import Classification, FilteredViews, ResizedViews
 from models.normalize import Normalizer
 from models.trunk import make_trunk, trunk_children
 from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
-from utils.config import parse_command_line, to_dict, to_yaml
+from utils.config import parse_entry, to_dict, to_yaml
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import confusion_figure
@@ -43,7 +43,8 @@ from utils.training.step import TrainingState, training_step
 
 
 def main(argv: list[str]) -> int:
-    config = parse_command_line(FinetuneConfig, argv, "Finetuning of a ResNet, and its evaluation.")
+    description = "Finetuning of a ResNet, and its evaluation."
+    config = parse_entry(FinetuneConfig, argv, description, other_entry=("pretrain.py", PretrainConfig))
     if config.run.eval_only:
         return evaluate_checkpoint(config)
     job = open_job(config)

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from configs.schema import PretrainConfig
+from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
 from data.loader import StepBatches
@@ -18,7 +18,7 @@ from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.weights import load_from_file, normalisation_warning
-from utils.config import parse_command_line, to_dict
+from utils.config import parse_entry, to_dict
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.process import StopRequest
@@ -34,7 +34,8 @@ PICTURES = 6  # images that the reconstructions in TensorBoard show
 
 
 def main(argv: list[str]) -> int:
-    config = parse_command_line(PretrainConfig, argv, "Masked frequency pretraining of a ResNet.")
+    description = "Masked frequency pretraining of a ResNet."
+    config = parse_entry(PretrainConfig, argv, description, other_entry=("finetune.py", FinetuneConfig))
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes

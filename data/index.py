@@ -7,7 +7,6 @@ takes 1.28 million names. Where times cannot be trusted nothing is kept.
 
 import json
 import os
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.listing import FolderState, LeftOut, Listing, list_images, state_of
+from utils.console import say
 from utils.files import write_atomically
 
 CACHED_FROM = 50_000  # images; a smaller folder is listed in no time
@@ -98,8 +98,8 @@ def write_cache(path: Path, root: str, listing: Listing) -> None:
         write_atomically(own, lambda file: np.savez(file, **arrays))
         os.replace(own, path)
     except OSError as error:
-        print(
+        say(
             f"warning: {path}: the index of {root} cannot be kept there ({error.strerror}); each start lists the "
             "images anew; XDG_CACHE_HOME names another place",
-            file=sys.stderr,
+            to_stderr=True,
         )

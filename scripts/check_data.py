@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import PretrainConfig
@@ -24,10 +23,12 @@ from data.folder import check_same_classes, count_names, look_alikes, open_root,
 from data.listing import LeftOut, list_images, list_root
 from scripts.image_checks import ImageCheck
 from utils.config import build, read_yaml
+from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
-from utils.process import available_cores, shield_worker
+from utils.limits import available_cores
+from utils.process import shield_worker
 
 SHOWN = 20  # findings that are printed
 MEASURED = 2000  # images whose brightness is compared with a config
@@ -160,7 +161,7 @@ def check_images(splits: list[Split], check: ImageCheck, workers: int, findings:
         paths, batch_size=None, num_workers=workers, collate_fn=check.check, worker_init_fn=shield_worker
     )
     try:
-        for number, checked in enumerate(tqdm(results, unit="image", disable=None)):
+        for number, checked in enumerate(progress_bar(results, unit="image")):
             path = paths[number]
             for kind, line in checked.findings.items():
                 findings.add(kind, line)
@@ -206,18 +207,18 @@ def three(values: torch.Tensor) -> str:
 def print_findings(findings: Findings, has_report: bool) -> None:
     """The first findings, an example for each kind of note, and a table of all kinds."""
     for line in findings.lines[:SHOWN]:
-        print(printable(line))
+        say(printable(line))
     if findings.total() > SHOWN:
         more = f"… and {findings.total() - SHOWN} more"
         if not has_report:
             more += "; --report FILE writes them too"
-        print(more)
+        say(more)
     for note, paths in sorted(findings.notes.items()):
-        print(printable(f"note: {len(paths)} images: {note}, as {paths[0]}"))
+        say(printable(f"note: {len(paths)} images: {note}, as {paths[0]}"))
     if findings.counts:
-        print("| count | finding | as |\n|---|---|---|")
+        say("| count | finding | as |\n|---|---|---|")
     for kind, count in findings.counts.items():
-        print(printable(f"| {count} | {kind} | {findings.examples[kind].partition(': ')[0]} |"))
+        say(printable(f"| {count} | {kind} | {findings.examples[kind].partition(': ')[0]} |"))
 
 
 def printable(text: str) -> str:
@@ -248,9 +249,9 @@ def main(argv: list[str]) -> int:
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(arguments.report, lambda file: file.write(text.encode()))
     roots = ", ".join(split.root for split in splits)
-    print(f"{images} images in {printable(roots)}: {findings.total()} findings")
+    say(f"{images} images in {printable(roots)}: {findings.total()} findings")
     return 1 if findings.total() else 0
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

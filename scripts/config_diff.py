@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.config import yaml_text
+from utils.console import say
 from utils.distributed import run_entry
 from utils.run.reading import differing, resolved_config
 
@@ -28,9 +29,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="The keys in which two configs differ.")
     parser.add_argument("configs", nargs=2, metavar="CONFIG", help="a YAML file, a run's folder or a checkpoint")
     before, after = parser.parse_args(argv).configs
-    print("\n".join(config_diff(before, after)) or "no key differs")
+    say("\n".join(config_diff(before, after)) or "no key differs")
     return 0
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.mfm import masked_frequency_network
 from models.trunk import Trunk, make_trunk
 from models.weights import Weights, weights_of
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -226,7 +227,7 @@ def main(argv: list[str]) -> int:
         layout=arguments.layout,
         use_ema=arguments.ema,
     )
-    print(message)
+    say(message)
     return 0
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torchvision.datasets import FashionMNIST
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         splits = read_source(arguments.source)
     else:
         splits = read_bundle(BUNDLE)
-    print(write_folders(splits, arguments.output or SAMPLE))
+    say(write_folders(splits, arguments.output or SAMPLE))
     return 0
 
 
@@ -99,7 +99,7 @@ def write_folders(splits: dict[str, Split], output: Path) -> str:
         return f"found {total} in {output}; nothing to do"
     partial = output.with_name(f"{output.name}.partial.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    for name, image in tqdm(files.items(), desc="writing", unit="image", disable=None, leave=False):
+    for name, image in progress_bar(files.items(), desc="writing", unit="image", leave=False):
         path = partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)

@@ -6,53 +6,24 @@ A config class has sections (dataclasses) of knobs (fields made by `configs.sche
 
 import argparse
 import dataclasses
-import difflib
-import functools
-import math
+import itertools
 import operator
 import os
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line, shortened
+from utils.hints import nearest_key
+from utils.knobs import CommandLineText, check_limits, convert, knobs, limits_text, yaml_text
 from utils.strict_yaml import StrictDumper, StrictLoader
 
 Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
 Config = typing.TypeVar("Config")  # PretrainConfig or FinetuneConfig
+MOST_COMPLAINTS = 10  # that an error lists
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")  # begins a word of the command line such as schedule.epochs=30
-
-
-@dataclasses.dataclass(frozen=True)
-class Knob:
-    """What is known of a knob: its type and default, and what `configs.schema.knob` says about it."""
-
-    hint: typing.Any  # a type, or a union of a type and None
-    default: object
-    meaning: str
-    unit: str
-    low: float | None
-    high: float | None
-    above: float | None
-    choices: tuple[str, ...] | None
-    flag: str | None
-    affects: str
-    compared: bool
-
-
-@functools.cache
-def knobs(config_class: type) -> dict[str, Knob]:
-    """Every knob of a config class, as `section.key`."""
-    by_key = {}
-    for section in dataclasses.fields(config_class):
-        hints = typing.get_type_hints(type(section.default))
-        for field in dataclasses.fields(section.default):
-            knob = Knob(hint=hints[field.name], default=field.default, **field.metadata)
-            by_key[f"{section.name}.{field.name}"] = knob
-    return by_key
 
 
 def keys_affecting(config_class: type, *effects: str) -> frozenset[str]:
@@ -60,7 +31,21 @@ def keys_affecting(config_class: type, *effects: str) -> frozenset[str]:
     return frozenset(key for key, knob in knobs(config_class).items() if knob.affects in effects)
 
 
-def parse_command_line(config_class: type[Config], argv: list[str], description: str) -> Config:
+def parse_entry(config_class: type[Config], argv: list[str], description: str, other_entry: tuple[str, type]) -> Config:
+    """`parse_command_line` for an entry file, which wants at least one word, and knows the other entry's knobs.
+
+    Args:
+        other_entry: its file's name and its config class.
+    """
+    if not argv:
+        usage = argument_parser(config_class, description).format_usage().strip()
+        raise UserError(f"nothing given to do; --help lists every knob, configs/ holds recipes\n{usage}")
+    return parse_command_line(config_class, argv, description, other_entry)
+
+
+def parse_command_line(
+    config_class: type[Config], argv: list[str], description: str, other_entry: tuple[str, type] | None = None
+) -> Config:
     """The config that a command line asks for: defaults, then --config and its bases, then flags and overrides.
 
     Args:
@@ -71,7 +56,8 @@ def parse_command_line(config_class: type[Config], argv: list[str], description:
     """
     overrides = [word for word in argv if OVERRIDE.match(word)]
     other_words = [word for word in argv if not OVERRIDE.match(word)]
-    arguments = vars(argument_parser(config_class, description).parse_args(other_words))
+    known, unknown = argument_parser(config_class, description).parse_known_args(other_words)
+    arguments = vars(known)
     files = arguments.pop("config")
     if len(files) > 1:
         raise UserError(f"command line: --config is given twice ({', '.join(files)}); a `base:` can join two")
@@ -84,12 +70,29 @@ def parse_command_line(config_class: type[Config], argv: list[str], description:
             raise UserError(f"command line: {key} is given twice; give it once")
         for text in texts:
             values[key] = (text, "command line")
-    return build(config_class, values)
+    return build(config_class, values, unknown_words(config_class, unknown), other_entry)
+
+
+def unknown_words(config_class: type, words: list[str]) -> list[str]:
+    """A complaint about each flag or `key=value` that there is not; a word without either may belong to one before."""
+    complaints = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if not word.startswith("-") and "=" not in word and complaints:
+            continue
+        name, _, value = word.partition("=")
+        value = value or ("" if following.startswith("-") or "=" in following else following)
+        key = nearest_key(name, knobs(config_class))
+        remedy = "--help lists all flags and knobs"
+        if key:
+            flag = knobs(config_class)[key].flag
+            remedy = f"write {flag} {value}".rstrip() if flag else f"write {key}={value or 'VALUE'}"
+        complaints.append(f"command line: {word}: unknown; {remedy}")
+    return complaints
 
 
 def argument_parser(config_class: type, description: str) -> argparse.ArgumentParser:
     """A parser of --config and of every knob's flag. Each gives a list of all the times it is used."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=describe(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -111,14 +114,10 @@ def argument_parser(config_class: type, description: str) -> argparse.ArgumentPa
     return parser
 
 
-class CommandLineText(str):
-    """A value typed in a shell: taken as it is where a knob is text, else read as YAML."""
-
-    def read(self) -> object:
-        try:
-            return yaml.load(self, Loader=StrictLoader)
-        except (yaml.YAMLError, RecursionError):
-            return str(self)
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        """Complain as everything else does, and not with the usage and exit() on each rank."""
+        raise UserError(f"command line: {message}; --help shows how")
 
 
 def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
@@ -129,9 +128,13 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
         with open(path, encoding="utf-8") as file:
             sections = yaml.load(file, Loader=StrictLoader)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read this config ({error}); configs/ holds some to start from") from error
+        reason = getattr(error, "strerror", None) or first_line(error)  # strerror leaves out the path
+        raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not a config: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path}: not a config: {problem}{line}") from error
     if sections is None:  # an empty file
         return {}
     if not isinstance(sections, dict):
@@ -151,15 +154,22 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
     return values
 
 
-def build(config_class: type[Config], values: Values) -> Config:
-    """The config with these values over its defaults, or a UserError with one line for each thing wrong."""
+def build(
+    config_class: type[Config], values: Values, complaints: Iterable[str] = (),
+    other_entry: tuple[str, type] | None = None,
+) -> Config:  # fmt: skip
+    """The config with these values over its defaults, or a UserError with a line for each thing wrong.
+
+    Args:
+        complaints: what is wrong already.
+    """
     known = knobs(config_class)
-    wrong = []
+    wrong = list(complaints)
     config = config_class()
     for key, (value, origin) in values.items():
-        given = f"{origin}: {key} = {yaml_text(value)}"
+        given = f"{origin}: {key} = {shortened(yaml_text(value))}"
         if key not in known:
-            wrong.append(f"{given}: unknown key; nearest valid name: {nearest(key, known)}")
+            wrong.append(f"{given}: unknown key; {hint(key, known, values, origin, other_entry)}")
             continue
         try:
             converted = convert(value, known[key].hint)
@@ -172,9 +182,24 @@ def build(config_class: type[Config], values: Values) -> Config:
         for key, problem in config.problems():
             _, origin = values.get(key, (None, "default"))
             wrong.append(f"{origin}: {key} = {yaml_text(operator.attrgetter(key)(config))}: {problem}")
+    if len(wrong) > MOST_COMPLAINTS:
+        wrong[MOST_COMPLAINTS:] = [f"and {len(wrong) - MOST_COMPLAINTS} more"]
     if wrong:
         raise UserError("\n".join(wrong))
     return config
+
+
+def hint(key: str, known: Iterable[str], values: Values, origin: str, other_entry: tuple[str, type] | None) -> str:
+    """What a key that names no knob may have meant. Raises: UserError if its file is a config of the other entry."""
+    if other_entry:
+        name, other_class = other_entry
+        keys_of_file = [other for other, (_, file) in values.items() if file == origin]
+        if origin != "command line" and set(keys_of_file) <= knobs(other_class).keys():
+            raise UserError(f"{origin}: this is a config of {name} ({key}); run that, or give another --config")
+        if key in knobs(other_class):
+            return f"it is a knob of {name}"
+    near = nearest_key(key, known)
+    return f"nearest valid name: {near}" if near else "--help lists all"
 
 
 def with_value(config: Config, key: str, value: object) -> Config:
@@ -206,88 +231,6 @@ def to_dict(config: object) -> dict:
 def to_yaml(config: dict) -> str:
     """What `to_dict` gave as YAML that `read_yaml` reads back."""
     return yaml.dump(config, Dumper=StrictDumper, sort_keys=False)
-
-
-def convert(value: object, hint: typing.Any) -> object:
-    """`value` as the type that a knob has. Raises: ValueError that says what it must be."""
-    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind, may_be_null = alternatives[0], type(None) in alternatives
-    if isinstance(value, CommandLineText) and (kind is not str or value in ("null", "~")):
-        value = value.read()
-    if value is None and may_be_null:
-        return None
-    if isinstance(value, list | tuple):  # of a number or several, such as filter.radius, it is several
-        kind = next((one for one in alternatives if typing.get_origin(one) is tuple), kind)
-    if typing.get_origin(kind) is tuple:
-        return convert_members(value, typing.get_args(kind))
-    is_bool = isinstance(value, bool)
-    if kind is float and isinstance(value, int) and not is_bool:
-        return float(value)
-    if not isinstance(value, kind) or (is_bool and kind is int):  # True is an int to Python
-        names = {str: "text (quoted if like a number)", int: "a whole number", float: "a number", bool: "true or false"}
-        or_null = " or null" if may_be_null else ""
-        raise ValueError(f"must be {names[kind]}{or_null}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return kind(value)
-
-
-def convert_members(value: object, members: tuple) -> tuple:
-    """A list, or a single value, as a tuple. `members`: the types of its members, or one type and Ellipsis."""
-    items = value if isinstance(value, list | tuple) else [value]
-    if Ellipsis not in members and len(items) != len(members):
-        raise ValueError(f"must be a list of {len(members)} numbers")
-    if not items:
-        raise ValueError("must be a list of at least one number")
-    return tuple(convert(item, members[0]) for item in items)
-
-
-def check_limits(value: object, knob: Knob) -> None:
-    """Raise ValueError if a number, or a member of a tuple, lies outside a knob's limits."""
-    if value is None:
-        return
-    items = value if isinstance(value, tuple) else (value,)
-    for item in items:
-        if knob.choices and item not in knob.choices:
-            raise ValueError(f"must be {limits_text(knob)}; nearest: {nearest(item, knob.choices)}")
-        for _, holds, limit in numeric_limits(knob):
-            if not holds(item, limit):
-                raise ValueError(f"must be {limits_text(knob)}")
-
-
-def numeric_limits(knob: Knob) -> list[tuple[str, Callable[[float, float], bool], float]]:
-    """The limits that a knob has: (sign, comparison, limit)."""
-    limits = [("≥", operator.ge, knob.low), (">", operator.gt, knob.above), ("≤", operator.le, knob.high)]
-    return [(sign, holds, limit) for sign, holds, limit in limits if limit is not None]
-
-
-def limits_text(knob: Knob) -> str:
-    if knob.choices:
-        return "one of " + ", ".join(knob.choices)
-    return " and ".join(f"{sign} {limit:g}" for sign, _, limit in numeric_limits(knob))
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The known name most like `word`: by its whole spelling, else by its last part."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(str(word).rsplit(".", 1)[-1], by_last_part, n=1, cutoff=0.0)
-    if close:
-        return by_last_part[close[0]]
-    return ", ".join(known)
-
-
-def yaml_text(value: object) -> str:
-    """A value as YAML would write it."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(yaml_text(item) for item in value) + "]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
 
 
 def describe(config_class: type) -> str:

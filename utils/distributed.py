@@ -1,13 +1,14 @@
 """Ranks: which one this process is, on which device, and how the ranks of a job agree, wait and die."""
 
+import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +17,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
-from utils.process import available_cores, die_with_parent, exit_at_once, keep_freed_memory
+from utils import launcher
+from utils.console import LossyStream, fitted, say, say_from_signal_handler, secure_console
+from utils.devices import choose_device, unused_gpus
+from utils.errors import UserError, first_line
+from utils.limits import allow_open_files, available_cores, free_shared_memory, open_file_limit
+from utils.process import EXIT_REQUEUE, STOP_SIGNALS, StopRequest, die_with_parent, is_ignored, keep_freed_memory
 
 SECONDS_TO_NOTICE = 5  # that a job has failed; healthy ranks take one or two
 SECONDS_TO_BE_ENDED = 2  # by torchrun, once another rank has failed
@@ -81,7 +86,8 @@ class World:
 
 def local_rank() -> int:
     """This process's number among the ranks of its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    text = os.environ.get("LOCAL_RANK", "0")
+    return int(text) if text.isdecimal() else 0  # `read_place` says so
 
 
 def join(device: str, timeout_minutes: float) -> World:
@@ -90,24 +96,31 @@ def join(device: str, timeout_minutes: float) -> World:
     Args:
         device: "auto", "cpu" or "cuda".
         timeout_minutes: how long a rank waits for another before the job ends.
-    Raises: UserError if a GPU is missing, there are fewer GPUs than ranks, or torch has no kernels for them.
+    Raises: UserError if the launcher's variables make no sense, the ranks cannot meet, a GPU is missing or cannot be
+        used, or there are fewer GPUs than ranks.
     """
-    rank = int(os.environ.get("RANK", 0))
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    place = launcher.read_place(os.environ)
+    if launcher.is_launched():
         die_with_parent(signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, exit_at_once)  # until a training loop takes them over
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT and not is_ignored(number):  # Ctrl-C comes to `run_entry` as an exception
+            signal.signal(number, exit_at_once)  # until a training loop takes them over
     keep_freed_memory()
-    chosen = choose_device(device, local_rank(), local_size)
+    allow_open_files()
+    chosen = choose_device(device, place.local_rank, place.local_size)
     if chosen.type == "cpu":
-        torch.set_num_threads(max(1, available_cores() // local_size))
+        torch.set_num_threads(max(1, available_cores() // place.local_size))
     else:
         torch.cuda.set_device(chosen)
-    if size > 1:
-        join_process_group(rank, size, chosen, timedelta(minutes=timeout_minutes))
-    return World(rank, size, local_size, chosen)
+        warning = unused_gpus(torch.cuda.device_count(), device, launcher.is_launched() or place.size > 1, sys.argv)
+        if warning:
+            say(warning)
+    if place.size > 1:
+        try:
+            join_process_group(place.rank, place.size, chosen, timedelta(minutes=timeout_minutes))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(why_not_joined(error)) from error
+    return World(place.rank, place.size, place.local_size, chosen)
 
 
 def join_process_group(rank: int, size: int, device: torch.device, timeout: timedelta) -> None:
@@ -121,73 +134,82 @@ def join_process_group(rank: int, size: int, device: torch.device, timeout: time
     rank_store = RankStore(rank, size, store)
 
 
-def choose_device(device: str, local_rank: int, local_size: int) -> torch.device:
-    """The device of a rank: a GPU of its own, or the CPU.
-
-    Args:
-        device: "auto" takes GPUs if there are any, "cpu" or "cuda".
-        local_rank, local_size: this rank's number among the ranks of its machine, and how many there are.
-    Raises: UserError if there are fewer GPUs than ranks, or torch has no kernels for them.
-    """
-    count = torch.cuda.device_count()
-    if device == "cpu" or (device == "auto" and not count):
-        return torch.device("cpu")
-    if local_size > count:
-        raise UserError(
-            f"run.device = {device}: {local_size} ranks on this machine, but {count} CUDA devices; "
-            "start torchrun with --nproc_per_node of at most that many, or use run.device=cpu"
-        )
-    problem = missing_kernels(torch.cuda.get_device_capability(local_rank), torch.cuda.get_arch_list())
-    if problem:
-        raise UserError(f"{torch.cuda.get_device_name(local_rank)}: {problem}")
-    return torch.device("cuda", local_rank)
-
-
-def missing_kernels(capability: tuple[int, int], wheel_architectures: list[str]) -> str | None:
-    """What to install if a torch wheel has no kernels for a device, else None.
-
-    Args:
-        capability: the device's, as (major, minor). It runs kernels of the same major and no higher minor number.
-        wheel_architectures: `torch.cuda.get_arch_list()`, as in ["sm_70", "sm_90a"].
-    """
-    for architecture in wheel_architectures:
-        match = re.match(r"sm_(\d+)(\d)", architecture)
-        if match and int(match[1]) == capability[0] and int(match[2]) <= capability[1]:
-            return None
-    pin = "torch==2.10.0 torchvision==0.25.0"
-    if capability < (7, 0):
-        pin = "torch==2.7.1 torchvision==0.22.1"
+def why_not_joined(error: Exception) -> str:
+    """What to do if the ranks cannot meet."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if re.search("EADDRINUSE|address already in use", str(error), re.IGNORECASE):
+        return f"MASTER_PORT = {port}: taken on this machine; end the job that has it, or give another MASTER_PORT"
     return (
-        f"torch {torch.__version__} has kernels for {' '.join(wheel_architectures)} only, "
-        f"not for compute capability {capability[0]}.{capability[1]}; pip install {pin}"
+        f"MASTER_ADDR = {address}, MASTER_PORT = {port}: no meeting with the other ranks there "
+        f"({first_line(error)[:100]}); start all {os.environ['WORLD_SIZE']}, and let them reach that port"
     )
 
 
-def run_entry(main: Callable[[list[str]], int], argv: list[str]) -> None:
-    """Run an entry point. An error that the user can fix is one line without traceback, and exit code 2.
+def exit_at_once(_number: int, _frame: types.FrameType | None) -> None:
+    """Signal handler outside the training loop (start-up, evaluation): nothing has to be saved, so exit at once."""
+    ended_by_torchrun = launcher.another_rank_failed() or launcher.another_rank_is_gone()
+    if not ended_by_torchrun:
+        say_from_signal_handler("stopped on request, outside of training steps; continue with --resume auto")
+    os._exit(EXIT_REQUEUE)
+
+
+def run_entry(main: Callable[[list[str]], int], argv: list[str], output_is_result: bool = False) -> None:
+    """Run an entry point. An error that the user can fix is a few lines without traceback, and exit code 2.
 
     A failed rank exits at once, since a clean-up could wait for other ranks; its loader workers die with it. torchrun
-    then ends the other ranks and names the first failure in its summary.
+    then ends the other ranks and shows the first failure in its summary.
+
+    Args:
+        output_is_result: whether the program has failed if it could not print, as one that makes a table for `> FILE`.
     """
+    secure_console()
     try:
         code = main(argv)
+        if code == EXIT_REQUEUE:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is saved
         if dist.is_initialized():
             dist.barrier()  # if a rank ended first, torchrun would end one that is still writing
             dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
-        explanation = explain(error)
-        message = traceback.format_exc()
-        if explanation:
-            message = f"error: {explanation}"
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            message = f"[rank {os.environ.get('RANK', 0)}] {message}"
-        if isinstance(error, UserError) and local_rank() > 0:
-            # Every rank has met this error, and the first rank of the machine prints it.
-            time.sleep(SECONDS_TO_BE_ENDED)
-        print(message, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(2 if explanation else 1)
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGTERM) == exit_at_once:
+            exit_at_once(signal.SIGINT, None)
+        end_with(error)
+    if output_is_result and LossyStream.failure:
+        say(f"error: not everything could be printed ({LossyStream.failure})", to_stderr=True)
+        code = code or 2
     sys.exit(code)
+
+
+def end_with(error: BaseException) -> None:
+    """End this process. The rank that failed first says why, once: at the end of torchrun's summary, or on stderr."""
+    trace = traceback.format_exc()
+    if isinstance(error, UserError) and local_rank() > 0:
+        # Every rank has met this error, and the first rank of the machine tells of it.
+        time.sleep(SECONDS_TO_BE_ENDED)
+    if launcher.another_rank_failed():
+        os._exit(2)
+    explanation = explain(error)
+    rank = ""
+    if "RANK" in os.environ:
+        rank = f"[rank {os.environ['RANK']} on {socket.gethostname()}] "
+    if explanation:
+        message = fitted(explanation, label=f"{rank}error: ")
+    else:
+        message = rank + trace.rstrip()
+    tell_other_machines(explanation or f"{type(error).__name__}: {first_line(error)}")
+    # Where a stop was requested torchrun ends with the signal and shows no summary.
+    if StopRequest.requested_anywhere or not launcher.tell_torchrun(message):
+        say(message, to_stderr=True)
+    os._exit(2 if explanation else 1)
+
+
+def tell_other_machines(reason: str) -> None:
+    if rank_store is None:
+        return
+    reason = f"rank {rank_store.rank} on {socket.gethostname()} failed: {reason}"
+    with contextlib.suppress(RuntimeError):  # the store is gone
+        if not rank_store.store.check(["failure"]):
+            rank_store.store.set("failure", reason.encode(errors="backslashreplace"))
 
 
 def explain(error: BaseException) -> str | None:
@@ -201,33 +223,38 @@ def explain(error: BaseException) -> str | None:
             f"{text.splitlines()[0]} Lower train.images_per_device: the batch stays the same, made up of more "
             "micro-batches (BatchNorm sees one at a time). In an evaluation, lower data.val_batch_size."
         )
-    if "DataLoader worker" in text or "DataLoader timed out" in text:
+    if re.search("Too many open files|ancdata", text):
         return (
-            f"a loader worker ended or hangs ({text.splitlines()[0]}). The kernel kills one if memory or shared memory "
-            f"runs out (/dev/shm: {free_shared_memory()} MiB free): lower data.workers, or give a container more "
-            "(--shm-size, --ipc=host); go on with --resume auto"
+            f"too many open files (at most {open_file_limit()} here); raise the limit (ulimit -Hn; docker: --ulimit "
+            "nofile=65536), or lower data.workers; go on with --resume auto"
+        )
+    if re.search(r"/dev/shm|</torch_|shared memory\(shm\)|out of shared memory", text):
+        return (
+            f"/dev/shm, through which loader workers hand over their batches, has {free_shared_memory()} MiB free and "
+            "cannot take one; give a container more (docker: --shm-size=16g or --ipc=host), or lower data.workers; "
+            "go on with --resume auto"
+        )
+    if re.search(r"DataLoader worker \(pid|DataLoader timed out", text):
+        return (
+            f"a loader worker ended or hangs ({first_line(error)[:80]}). The kernel kills one if memory runs out: "
+            "lower data.workers; go on with --resume auto"
         )
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; fix this and rerun with --resume auto"
     if rank_store and isinstance(error, RuntimeError):
         if re.search("gloo|nccl|timed out|connection", text, re.IGNORECASE):
-            return f"{ranks_not_responding(rank_store)} ({text.splitlines()[0]}); go on with --resume auto"
+            return why_ranks_do_not_answer(rank_store, first_line(error)[:100])
     return None
 
 
-def free_shared_memory() -> int:
-    """MiB left in /dev/shm, through which loader workers hand over their batches."""
-    if not os.path.isdir("/dev/shm"):
-        return 0
-    return shutil.disk_usage("/dev/shm").free // 2**20
-
-
-def ranks_not_responding(job: RankStore) -> str:
-    """Name the ranks that never report the failure of the job.
+def why_ranks_do_not_answer(job: RankStore, symptom: str) -> str:
+    """The failure that a rank has told of; else the names of the ranks that never report the failure of the job.
 
     Every healthy rank notices it within seconds, comes here too, and writes `failed RANK` to the store.
     """
     try:
+        if job.store.check(["failure"]):
+            return job.store.get("failure").decode()
         job.store.set(f"failed {job.rank}", "")
         time.sleep(SECONDS_TO_NOTICE)
         silent = []
@@ -235,7 +262,9 @@ def ranks_not_responding(job: RankStore) -> str:
             if not job.store.check([f"failed {rank}"]):
                 silent.append(f"rank {rank} on {job.store.get(f'host {rank}').decode()}")
     except RuntimeError:
-        return "lost the machine of rank 0, or the network to it"
-    if not silent:
-        return "the ranks lost each other"
-    return f"{', '.join(silent)} did not answer"
+        reason = "lost the machine of rank 0, or the network to it"
+    else:
+        reason = "the ranks lost each other"
+        if silent:
+            reason = f"{', '.join(silent)} did not answer"
+    return f"{reason} ({symptom}); go on with --resume auto"

@@ -1,4 +1,4 @@
-"""What a process owes the system around it: signals, its parent, memory and cores."""
+"""What a process owes the system around it: signals, its parent, freed memory."""
 
 import contextlib
 import ctypes
@@ -6,24 +6,45 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 
+from utils.console import say_from_signal_handler
+
 EXIT_REQUEUE = 75  # stopped on request and everything saved: start again with --resume auto (EX_TEMPFAIL)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+SECONDS_OF_ONE_KEYPRESS = 1.0  # in which launchers may pass on the same Ctrl-C more than once
+
+
+def is_ignored(number: int) -> bool:
+    """Whether we were started not to mind the end of the terminal, as by nohup."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 class StopRequest:
-    """Inside `with`, SIGTERM, SIGUSR1 and Ctrl-C only set `requested`; Ctrl-C after another signal ends the process."""
+    """Inside `with`, SIGTERM, SIGUSR1, SIGHUP and Ctrl-C only set `requested`.
+
+    A second Ctrl-C ends the process at once, but not inside `must_finish`, as while a checkpoint is saved.
+    """
+
+    requested_anywhere = False  # of this process: whoever started it knows why it ends
+    finishing = False
 
     def __enter__(self) -> "StopRequest":
         self.requested = False
         self.take_over()
         return self
 
-    def note(self, _number: int, _frame: types.FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def note(self, number: int, _frame: types.FrameType | None) -> None:
+        if not self.requested:
+            self.requested = StopRequest.requested_anywhere = True
+            self.requested_at = time.monotonic()
+            outlive_parent()  # torchrun ends at a second Ctrl-C, and would take us along in the middle of a save
+        elif number == signal.SIGINT and not StopRequest.finishing:
+            if time.monotonic() - self.requested_at > SECONDS_OF_ONE_KEYPRESS:
+                say_from_signal_handler("ended at once, by a second Ctrl-C")
+                os._exit(1)
 
     def __exit__(self, *_error: object) -> None:
         self.give_back()
@@ -31,7 +52,8 @@ class StopRequest:
     def take_over(self) -> None:
         self.handlers_before = {}
         for number in STOP_SIGNALS:
-            self.handlers_before[number] = signal.signal(number, self.note)
+            if not is_ignored(number):
+                self.handlers_before[number] = signal.signal(number, self.note)
 
     def give_back(self) -> None:
         for number, handler in self.handlers_before.items():
@@ -49,6 +71,17 @@ class StopRequest:
             self.take_over()
 
 
+@contextlib.contextmanager
+def must_finish() -> Iterator[None]:
+    """Inside, a second Ctrl-C waits."""
+    before = StopRequest.finishing
+    StopRequest.finishing = True
+    try:
+        yield
+    finally:
+        StopRequest.finishing = before
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep large freed blocks for reuse, in the loader's workers too.
 
@@ -61,19 +94,6 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(m_trim_threshold, 2**30)
 
 
-def exit_at_once(_number: int, _frame: types.FrameType | None) -> None:
-    """Signal handler outside the training loop (start-up, evaluation): nothing has to be saved, so exit at once."""
-    os.write(2, b"stopped on request, outside of training steps; continue with --resume auto\n")
-    os._exit(EXIT_REQUEUE)
-
-
-def available_cores() -> int:
-    """The CPU cores that this process may use; batch systems and containers often allow fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def die_with_parent(death_signal: int) -> None:
     """Have the kernel send us this signal when our parent ends, however it ends: no orphan may go on writing."""
     parent = os.getppid()
@@ -82,6 +102,13 @@ def die_with_parent(death_signal: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, death_signal)
         if os.getppid() != parent:  # it ended before we asked
             os.kill(os.getpid(), death_signal)
+
+
+def outlive_parent() -> None:
+    """Take `die_with_parent` back: what we were asked to save comes first."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, 0)
 
 
 def exit_on_parents_sigterm(parent: int) -> None:
@@ -98,8 +125,8 @@ def exit_on_parents_sigterm(parent: int) -> None:
 def shield_worker(_worker: int) -> None:
     """Make a loader worker ignore stop signals, which its rank answers, and die with its rank."""
     os.setpgrp()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=exit_on_parents_sigterm, args=(os.getppid(),), daemon=True).start()
     die_with_parent(signal.SIGKILL)

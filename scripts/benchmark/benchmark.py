@@ -32,6 +32,7 @@ from scripts.benchmark.real_runs import run_ranks
 from scripts.benchmark.side_by_side import Conditions, Side, compare
 from scripts.benchmark.startup import measure_startup
 from scripts.benchmark.workload import AUTHORS, COINCHEUNG
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.run.provenance import provenance
@@ -55,12 +56,12 @@ def main(argv: list[str]) -> None:
     options = make_parser().parse_args(argv)
     if options.command == "plan":
         figures = plan(options)
-        print(as_markdown(figures))
+        say(as_markdown(figures))
     else:
         with tempfile.TemporaryDirectory() as folder:
             figures = COMMANDS[options.command].measure(options, Path(folder))
         figures = {"settings": settings_of(options), **figures}
-        print(json.dumps(figures, indent=2))
+        say(json.dumps(figures, indent=2))
     if options.json is not None:
         figures["machine"] = machine()
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -285,4 +286,4 @@ def machine() -> dict:
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

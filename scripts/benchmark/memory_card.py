@@ -17,6 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
+from utils.console import say
 from utils.distributed import run_entry
 from utils.tables import markdown_table
 
@@ -70,8 +71,8 @@ def main(argv: list[str]) -> None:
             for gigabytes in CARDS:
                 row[f"{gigabytes} GB"] = images_that_fit(gigabytes, per_image, parameters)
             rows.append(row)
-    print(markdown_table(rows))
+    say(markdown_table(rows))
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.arms import read_arms
 from scripts.study.statistics_of_runs import describe, unit_means
 from utils import figures
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import UnitScores
@@ -113,7 +114,7 @@ def resize_size_figure(runs: Runs) -> NamedFigure | None:
     try:
         scores = scores_by_size(runs)
     except UserError as error:
-        print(f"warning: no figure of resize sizes: {error}", file=sys.stderr)
+        say(f"warning: no figure of resize sizes: {error}", to_stderr=True)
         return None
     if not scores:
         return None
@@ -211,7 +212,7 @@ def main(argv: list[str]) -> int:
     for figure in drawn:
         path = arguments.output / f"{file_name(figure.name)}.{arguments.format}"
         figures.save(figure.figure, path)
-        print(f"wrote {path}: {figure.description}")
+        say(f"wrote {path}: {figure.description}")
     return 0
 
 

@@ -32,6 +32,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
 from utils.config import from_dict
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import PictureRow, grid, save
@@ -264,7 +265,7 @@ def main(argv: list[str]) -> int:
     message = f"wrote {arguments.output}: {len(paths)} images"
     if pretrained.filters_disks:
         message += f", radius {', '.join(pretrained.radius_in_words(radius) for radius in radii)}"
-    print(message)
+    say(message)
     return 0
 
 

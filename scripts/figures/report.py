@@ -22,6 +22,7 @@ from scripts.study.arms import read_arms
 from scripts.study.comparisons import summarize
 from scripts.study.tables import Note, Rows, Strong, SummaryTables
 from utils.config import yaml_text
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import data_uri
@@ -241,7 +242,7 @@ def main(argv: list[str]) -> int:
     page = report(runs, arguments.images, max(1, arguments.smooth))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(page, encoding="utf-8", errors="replace")
-    print(f"wrote {arguments.output}: {len(page) / 1e6:.1f} MB")
+    say(f"wrote {arguments.output}: {len(page) / 1e6:.1f} MB")
     return 0
 
 

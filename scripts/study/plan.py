@@ -196,8 +196,6 @@ class Study:
             config = parse_command_line(config_class, command_line, "")
         except UserError as error:
             raise UserError(f"{self.path}: {key}: {error}") from error
-        except SystemExit as error:  # argparse has printed what is wrong
-            raise UserError(f"{self.path}: {key}: see above") from error
         return PlannedRun(entry, folder, command_line, config, needs)
 
 

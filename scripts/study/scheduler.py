@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.study.plan import PlannedRun
+from utils.console import say
 from utils.errors import UserError
+from utils.limits import available_cores
 from utils.process import StopRequest, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,7 @@ class Machine:
         """
         cores = sorted(os.sched_getaffinity(0))
         share = cores[slot * len(cores) // self.jobs : (slot + 1) * len(cores) // self.jobs]
+        share = share[: max(1, available_cores() // self.jobs)]  # a container's quota is for all jobs together
 
         def prepare() -> None:
             os.sched_setaffinity(0, share)
@@ -112,7 +115,7 @@ class Scheduler:
         return cls(machine, len(runs), finished, [run for run in runs if run not in finished])
 
     def execute(self) -> None:
-        print(f"{len(self.finished)} of {self.total} runs finished already, {len(self.waiting)} to do", flush=True)
+        say(f"{len(self.finished)} of {self.total} runs finished already, {len(self.waiting)} to do")
         with StopRequest() as stop:
             while self.waiting or self.jobs:
                 if not stop.requested:
@@ -158,7 +161,7 @@ class Scheduler:
             ending = problem
         minutes = (time.monotonic() - job.started) / 60
         counts = f"[{len(self.finished)}/{self.total}]"
-        print(f"{counts} {job.run.folder} {ending} in {minutes:.1f} min; {len(self.failed)} failed", flush=True)
+        say(f"{counts} {job.run.folder} {ending} in {minutes:.1f} min; {len(self.failed)} failed")
 
     def fail(self, run: PlannedRun, problem: str) -> None:
         self.failed[run] = problem

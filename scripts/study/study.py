@@ -26,9 +26,11 @@ from scripts.study.comparisons import summarize
 from scripts.study.plan import GridOptions, PlannedRun, Study, read_study
 from scripts.study.scheduler import LOG, Machine, Scheduler
 from scripts.study.tables import SummaryTables, to_markdown
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
-from utils.process import EXIT_REQUEUE, available_cores
+from utils.limits import available_cores
+from utils.process import EXIT_REQUEUE
 
 SHOWN_LOG_LINES = 15  # of a run that failed
 
@@ -36,12 +38,11 @@ SHOWN_LOG_LINES = 15  # of a run that failed
 def print_failures(failed: dict[PlannedRun, str]) -> None:
     """Why runs failed, each with the end of what it printed."""
     for run, problem in failed.items():
-        print(f"\nFAILED {run.folder}: {problem}")
+        say(f"\nFAILED {run.folder}: {problem}")
         log = run.folder / LOG
         if log.is_file():
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]:
-                print(f"    {line}")
-        sys.stdout.flush()
+                say(f"    {line}")
 
 
 def publish(study: Study) -> None:
@@ -65,7 +66,7 @@ def publish(study: Study) -> None:
         if run.needs:  # where scripts/study/arms.py looks for it
             shutil.copyfile(run.folder / "pretraining.yaml", copy.with_suffix(".pretraining.yaml"))
     counts = f"{len(finished)} of {len(study.runs)} runs"
-    print(f"\n{table}\n\n{counts}; written to {output}: table.md, results.csv, configs/")
+    say(f"\n{table}\n\n{counts}; written to {output}: table.md, results.csv, configs/")
 
 
 @dataclass
@@ -106,9 +107,9 @@ def print_runs(study: Study, jobs: int) -> None:
         else:
             state = "unfinished" if (run.folder / "checkpoints").is_dir() else "to do"
             seconds_left += expected
-        print(f"{state:10}  {expected / 60:8.1f} min  {run.folder}")
+        say(f"{state:10}  {expected / 60:8.1f} min  {run.folder}")
     minutes = seconds_left / 60
-    print(f"{len(study.runs)} runs; about {minutes:.0f} minutes left in all, {minutes / jobs:.0f} with --jobs {jobs}")
+    say(f"{len(study.runs)} runs; about {minutes:.0f} minutes left in all, {minutes / jobs:.0f} with --jobs {jobs}")
 
 
 def print_commands(study: Study) -> None:
@@ -124,10 +125,10 @@ def print_commands(study: Study) -> None:
         print_commands_of(study, "finetune_scratch", from_scratch),
         print_commands_of(study, "finetune", finetunings, dependency=after_pretraining),
     ]
-    print("# or as SLURM arrays:")
+    say("# or as SLURM arrays:")
     for array in arrays:
         if array:
-            print(f"# {array}")
+            say(f"# {array}")
 
 
 def print_commands_of(study: Study, name: str, runs: list[PlannedRun], dependency: str = "") -> str:
@@ -142,7 +143,7 @@ def print_commands_of(study: Study, name: str, runs: list[PlannedRun], dependenc
         lines.append(f"{line}\n")
         if not run.finished():
             numbers.append(str(number))
-            print(f"{launcher} {line} --resume auto")
+            say(f"{launcher} {line} --resume auto")
     path = study.output / f"{name}.txt"
     path.write_text("".join(lines), encoding="utf-8")
     if not numbers:
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> int:
     publish(study)
     print_failures(scheduler.failed)
     if scheduler.stopped:
-        print("stopped on request; start it again to go on")
+        say("stopped on request; start it again to go on")
         return EXIT_REQUEUE
     return 1 if scheduler.failed else 0
 

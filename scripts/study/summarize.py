@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.arms import read_arms, to_csv
 from scripts.study.comparisons import summarize
 from scripts.study.tables import SummaryTables, to_markdown
+from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 
@@ -38,15 +39,15 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--difference {difference}: must be above 0 points")
     arms = read_arms(arguments.paths)
     if arguments.format == "csv":
-        print(to_csv(arms), end="")
+        say(to_csv(arms).removesuffix("\n"))
         return 0
     summary = summarize(arms, arguments.baseline, arguments.factor, difference)
     if arguments.format == "json":
-        print(json.dumps(summary, indent=2, allow_nan=False))
+        say(json.dumps(summary, indent=2, allow_nan=False))
     else:
-        print(to_markdown(SummaryTables.of(summary, difference)))
+        say(to_markdown(SummaryTables.of(summary, difference)))
     return 0
 
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(main, sys.argv[1:], output_is_result=True)

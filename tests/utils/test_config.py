@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import FinetuneConfig, PretrainConfig
-from utils.config import from_dict, keys_affecting, knobs, parse_command_line, to_dict, to_yaml, yaml_text
+from utils.config import from_dict, keys_affecting, parse_command_line, parse_entry, to_dict, to_yaml
 from utils.errors import UserError
+from utils.hints import ALIASES, nearest_key
+from utils.knobs import knobs, yaml_text
 from utils.strict_yaml import StrictLoader
 
 BOTH = pytest.mark.parametrize("config_class", [PretrainConfig, FinetuneConfig])
@@ -324,11 +326,88 @@ def test_flags_lists_and_overrides_mix_on_one_command_line():
     assert config.run.output_dir == "runs/unnamed" and type(config.run.weights) is str
 
 
-@pytest.mark.parametrize("words", [["--epoch", "3"], ["epochs=3"], ["--seed", "3"], ["optimizer.learning-rate=1"]])
-def test_unknown_words_end_the_program_by_name(words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_command_line(PretrainConfig, words, "a test")
-    assert ended.value.code == 2 and words[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--epoch 3", "--epoch: unknown; write --epochs 3"),
+        ("epochs=3", "epochs=3: unknown; write --epochs 3"),
+        ("--seed 3", "--seed: unknown; write run.seed=3"),
+        ("--seed", "--seed: unknown; write run.seed=VALUE"),
+        ("optimizer.learning-rate=1", "write optimizer.learning_rate=1"),
+        ("--lr 0.1", "write optimizer.learning_rate=0.1"),
+        ("--lr=0.1", "write optimizer.learning_rate=0.1"),
+        ("lr=0.1", "write optimizer.learning_rate=0.1"),
+        ("--output_dir x", "write --output-dir x"),
+        ("--batch_size 8", "write --batch-size 8"),
+        ("--bs 8 --wd 0.1", "write --batch-size 8\ncommand line: --wd: unknown; write optimizer.weight_decay=0.1"),
+        ("--arch resnet18", "write model.name=resnet18"),
+        ("--model resnet18", "write model.name=resnet18"),
+        ("--workers 2", "write data.workers=2"),
+        ("-j 2", "write data.workers=2"),
+        ("--resum auto", "write --resume auto"),
+        ("--pretrained x.pt", "write --weights x.pt"),
+        ("optimizer.lr=0.1", "optimizer.lr = 0.1: unknown key; nearest valid name: optimizer.learning_rate"),
+        ("train.lr=0.1", "nearest valid name: optimizer.learning_rate"),
+        ("model.epochs=3", "nearest valid name: schedule.epochs"),
+        ("optimizer.wd=1", "nearest valid name: optimizer.weight_decay"),
+        ("train.seed=1", "nearest valid name: run.seed"),
+        ("model.arch=x", "nearest valid name: model.name"),
+        ("checkpoint.every_step=1", "nearest valid name: checkpoint.every_steps"),
+        ("qqqq.zzzz=1", "qqqq.zzzz = 1: unknown key; --help lists all"),
+        ("--zzzz 1", "--zzzz: unknown; --help lists all"),
+        ("stray", "stray: unknown"),
+        ("--epochs", "argument --epochs: expected one argument"),
+    ],
+)
+def test_unknown_words_are_named_with_what_they_may_have_meant(words, hint):
+    with pytest.raises(UserError) as caught:
+        parse_command_line(PretrainConfig, words.split(), "a test")
+    assert str(caught.value).startswith("command line: ") and hint in str(caught.value)
+
+
+def test_every_other_name_of_a_knob_leads_to_a_knob():
+    either = knobs(PretrainConfig).keys() | knobs(FinetuneConfig).keys()
+    assert set(ALIASES.values()) <= either
+    for alias, key in ALIASES.items():
+        assert nearest_key(f"--{alias.replace('_', '-')}", either) == key or alias in {k.split(".")[1] for k in either}
+
+
+def test_ten_complaints_are_listed_and_the_others_counted(refusal):
+    lines = refusal("", *[f"run.unknown{number}=1" for number in range(17)]).splitlines()
+    assert len(lines) == 11 and lines[9].startswith("command line: run.unknown9") and lines[10] == "and 7 more"
+    assert len(refusal("", *[f"run.unknown{number}=1" for number in range(10)]).splitlines()) == 10
+
+
+def test_a_complaint_quotes_a_long_value_in_part(refusal):
+    assert len(refusal("", "run.seed=" + "9" * 5000)) < 200
+
+
+ENTRIES = {"pretrain.py": PretrainConfig, "finetune.py": FinetuneConfig}
+
+
+@pytest.mark.parametrize(
+    ("entry", "text", "words", "complaint"),
+    [
+        ("pretrain.py", "data: {mixup_alpha: 0.1}\nrun: {seed: 1}", [], "this is a config of finetune.py"),
+        ("finetune.py", "filter: {radius: 3}", [], "this is a config of pretrain.py"),
+        ("finetune.py", "loss: {gamma: 3}", ["loss.name=ce"], "this is a config of pretrain.py"),
+        ("finetune.py", "filter: {radius: 3}\nmodel: {names: x}", [], "it is a knob of pretrain.py"),
+        ("pretrain.py", "", ["data.mixup_alpha=1"], "it is a knob of finetune.py"),
+        ("pretrain.py", "", ["data.mixup_alpha_=1"], "unknown key"),
+    ],
+)
+def test_the_other_entrys_config_is_recognised(entry, text, words, complaint, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    [other] = ENTRIES.items() - {(entry, ENTRIES[entry])}
+    with pytest.raises(UserError, match=complaint) as caught:
+        parse_entry(ENTRIES[entry], ["--config", str(tmp_path / "recipe.yaml"), *words], "a test", other)
+    if "this is" in complaint:
+        assert str(caught.value).count("\n") == 0
+
+
+def test_an_entry_without_words_shows_its_usage():
+    with pytest.raises(UserError, match=r"\nusage: .*--config FILE.*section\.key=value"):
+        parse_entry(PretrainConfig, [], "a test", ("finetune.py", FinetuneConfig))
 
 
 @BOTH

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.distributed import missing_kernels
+from utils.devices import missing_kernels
 from utils.precision import choose_precision, exact_float32, set_numerics, set_tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -35,10 +35,15 @@ class Board:
         """
         if not self.active:
             return
+        if isinstance(value, str):
+            value = value.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
         try:
             if self.writer is None:
                 self.writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
             getattr(self.writer, f"add_{kind}")(tag, value, step)
+        except UnicodeEncodeError:
+            self.active = False
+            self.say(f"warning: {self.folder}: no TensorBoard events, since the folder's name is no UTF-8")
         except OSError as error:
             # A writer that a full disk has refused once raises for ever: the next value gets another one.
             self.writer, self.purge_step = None, step + 1

@@ -14,6 +14,7 @@ import torch
 
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
+from utils.process import must_finish
 
 # Besides tensors, two classes may be unpickled, because the public codes' checkpoints contain them: argparse.Namespace
 # (CoinCheung/MFM), and yacs CfgNode (the authors' code), which is read as an OrderedDict, so that no code of yacs runs.
@@ -45,8 +46,9 @@ class Checkpoints:
         path, self.last_saved = self.folder / f"step_{step:08d}.pt", time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
-            self.point_last_at(path)
+            with must_finish():
+                write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
+                self.point_last_at(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about positions
             raise UserError(f"{path}: cannot be saved ({first_line(error)}).\n{self.space_for(content)}") from error
         self.saved_step = step

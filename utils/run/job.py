@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig
+from utils.console import say
 from utils.distributed import World, join
 from utils.errors import UserError
+from utils.limits import available_cores, check_loader_limits
 from utils.precision import choose_precision, set_numerics
-from utils.process import available_cores
 from utils.run.checkpoint import Checkpoints
 from utils.run.provenance import write_json
 from utils.run.resume import find_resume
@@ -43,7 +44,7 @@ class Job:
     def say(self, line: str) -> None:
         """A line on the console, from rank 0 only."""
         if self.world.rank == 0:
-            print(line, flush=True)
+            say(line)
 
     def write_result(self, name: str, content: dict) -> None:
         """A JSON file in the run's folder, with what it took and where it ran; by rank 0 only."""
@@ -74,10 +75,17 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     workers = config.data.workers
     if workers is None:
         workers = max(1, available_cores() // world.local_size)
+    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size))
     return Job(
         world=world, dtype=dtype, output=output, checkpoints=checkpoints, resume=world.gather(resume)[0],
         workers=workers, lock=lock,
     )  # fmt: skip
+
+
+def batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
+    """Of the images of a training batch, which a loader worker hands over at once."""
+    images = config.train.images_per_device or max(1, config.train.batch_size // ranks)
+    return 3 * images * config.data.train_crop_size**2
 
 
 def lock_folder(folder: Path) -> IO | None:
@@ -93,7 +101,7 @@ def lock_folder(folder: Path) -> IO | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print(f"warning: {folder}: no locks there ({error.strerror}): two jobs could write into it", flush=True)
+            say(f"warning: {folder}: no locks there ({error.strerror}): two jobs could write into it")
             return None
         file.seek(0)
         holder = file.read().strip() or "another process"

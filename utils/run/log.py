@@ -7,7 +7,6 @@ import json
 import math
 import os
 import resource
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from configs.schema import FinetuneConfig, PretrainConfig
+from utils.console import progress_bar, say
 from utils.distributed import World
 from utils.files import write_atomically
 from utils.run.board import Board
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 0.02  # share of a step's time
 SHOWN = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}  # on the console
-
-try:
-    from tqdm import tqdm
-except ImportError:  # optional: plain lines without it
-    tqdm = None
 
 
 class RunLog:
@@ -58,8 +53,7 @@ class RunLog:
         self.board = Board(folder, first_step, active=world.rank == 0, say=self.say)
         if world.rank == 0:
             self.last_line = drop_lines_after(self.path, first_step)
-            if tqdm and sys.stderr.isatty():
-                self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            self.bar = progress_bar(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
         self.is_first_line = True
         self.metrics: Metrics = {}
         self.learning_rate = 0.0
@@ -179,12 +173,8 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line on the console, from rank 0 only, above the progress bar if there is one."""
-        if self.world.rank != 0:
-            return
-        if self.bar is None:
-            print(line, flush=True)
-        else:
-            self.bar.write(line)
+        if self.world.rank == 0:
+            say(line, bar=self.bar)
 
     def close(self) -> None:
         """Raises: OSError if lines could not be written to the end."""

@@ -46,8 +46,8 @@ def write_config(folder: Path, config: dict) -> None:
     """config.yaml: itself a config, with the provenance in comments above it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"# {key}: {' '.join(value.splitlines())}\n" for key, value in provenance().items()]
-    content = "".join(lines) + to_yaml(config)
-    write_atomically(folder / "config.yaml", lambda file: file.write(content.encode()))
+    content = ("".join(lines) + to_yaml(config)).encode(errors="backslashreplace")  # a name may be no UTF-8
+    write_atomically(folder / "config.yaml", lambda file: file.write(content))
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import keys_affecting, to_dict
+from utils.console import say
 from utils.errors import UserError, first_line
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
@@ -37,7 +38,7 @@ def find_resume(checkpoints: Checkpoints, resume: str | None) -> Path | None:
             read_checkpoint(path)
             return path
         except UserError as error:
-            print(f"warning: {error}; trying the one before", flush=True)
+            say(f"warning: {error}; trying the one before")
     if existing:
         raise UserError(f"{checkpoints.folder}: none of its checkpoints can be read (see above); start another folder")
     return None

@@ -17,7 +17,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.figures import radial_curves
 from utils.pictures import Reconstruction, eight_bit, log_magnitude, sheet
-from utils.process import EXIT_REQUEUE
+from utils.process import EXIT_REQUEUE, must_finish
 from utils.run.provenance import write_json
 from utils.training.step import TrainingState
 
@@ -56,10 +56,11 @@ def stop_on_request(
     step: int, stop_on_bad_numbers: "StopOnBadNumbers", save_checkpoint: "SaveCheckpoint", log: "RunLog"
 ) -> int:
     """What the loop does before it ends early: nothing bad is saved, and nothing good is lost. Returns: exit code."""
-    stop_on_bad_numbers.run(step)
-    save_checkpoint.run(step, required=True)
-    log.say(f"stopped on request after step {step} of {log.total_steps}; continue with --resume auto")
-    log.close()
+    with must_finish():
+        stop_on_bad_numbers.run(step)
+        save_checkpoint.run(step, required=True)
+        log.say(f"stopped on request after step {step} of {log.total_steps}; continue with --resume auto")
+        log.close()
     return EXIT_REQUEUE
 
 

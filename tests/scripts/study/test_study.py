@@ -276,7 +276,7 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
         ("arms:", "arm:", "arm.scratch = .*: unknown key"),
         ("loss.name=bce}", "loss.name=mse}", "arms.scratch: .*loss.name = mse: must be one of bce, ce"),
         ("loss.name=bce}", "--epochs 3}", "arms.scratch: .*schedule.epochs is given twice"),
-        ("loss.name=bce}", "--epoch 3}", "arms.scratch: see above"),
+        ("loss.name=bce}", "--epoch 3}", "arms.scratch: command line: --epoch: unknown; write --epochs 3"),
     ],
 )
 def test_bad_studies_are_told_by_key(old, new, sentence, tiny, tmp_path):

@@ -1,0 +1,102 @@
+"""Cores, open files and shared memory: what a container leaves, read from made-up trees."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from utils import limits
+from utils.errors import UserError
+from utils.limits import available_cores, check_loader_limits, cpu_quota
+
+V1 = "12:memory:/docker/abc\n4:cpu,cpuacct:{path}\n3:cpuset:/\n1:name=systemd:/\n"
+
+
+def tree(root: Path, groups: str, **files: str) -> Path:
+    """A root folder with /proc/self/cgroup and files below /sys/fs/cgroup; `/` in a name is written `__`."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("cpu_max", "cpu.max").replace("cfs", "cpu.cfs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"cpu_max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu_max": "max 100000\n"}, None),
+        ("0::/\n", {}, None),
+        ("0::/\n", {"cpu_max": "rubbish\n"}, None),
+        ("0::/\n", {"cpu_max": "100000 0\n"}, None),
+        ("0::/\n", {"unified__cpu_max": "300000 100000\n"}, 3),
+        # The smallest of all groups on the way, and none beside it.
+        ("0::/a/b\n", {"cpu_max": "max 1000", "a__cpu_max": "4000 1000", "a__b__cpu_max": "max 1000"}, 4),
+        ("0::/a/b\n", {"a__cpu_max": "4000 1000", "a__b__cpu_max": "2500 1000", "a__c__cpu_max": "1000 1000"}, 2.5),
+        ("0::/a/b\n", {"a__cpu_max": "500 1000", "a__b__cpu_max": "2500 1000"}, 0.5),
+        # A container that sees its own group as the top.
+        ("0::/kubepods/pod1/c\n", {"cpu_max": "200000 100000"}, 2),
+        ("0::/../../other\n", {"cpu_max": "200000 100000"}, 2),
+        (V1.format(path="/"), {"cpu,cpuacct__cfs_quota_us": "250000", "cpu,cpuacct__cfs_period_us": "100000"}, 2.5),
+        (V1.format(path="/"), {"cpu,cpuacct__cfs_quota_us": "-1", "cpu,cpuacct__cfs_period_us": "100000"}, None),
+        (V1.format(path="/"), {"cpu__cfs_quota_us": "100000", "cpu__cfs_period_us": "50000"}, 2),
+        (V1.format(path="/d/x"), {"cpu__cfs_quota_us": "100000", "cpu__cfs_period_us": "50000"}, 2),
+        (V1.format(path="/d/x"), {"cpu__d__x__cfs_quota_us": "700000", "cpu__d__x__cfs_period_us": "100000"}, 7),
+        (V1.format(path="/d/x"), {"cpu__d__cfs_quota_us": "700000", "cpu__d__cfs_period_us": "100000"}, 7),
+        ("5:cpuset:/\n", {"cpuset__cfs_quota_us": "100000", "cpuset__cfs_period_us": "100000"}, None),
+        ("0::/x:y\n", {"x:y__cpu_max": "100000 100000"}, 1),  # a colon in a name
+    ],
+)
+def test_the_quota_of_control_groups(groups, files, expected, tmp_path):
+    assert cpu_quota(tree(tmp_path, groups, **files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max", 4), ("1000000", 4), ("400000", 4), ("399000", 3), ("250000", 2), ("50000", 1)]
+)
+def test_cores_are_the_affinity_mask_or_a_lower_quota_in_whole_cores(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 3, 8, 9})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert available_cores(tree(tmp_path, "0::/\n", cpu_max=f"{quota} 100000")) == cores
+
+
+def test_without_control_groups_the_mask_counts(tmp_path):
+    assert available_cores(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_open_files_are_raised_to_what_is_allowed():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        limits.allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def refusal(shared_memory: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        check_loader_limits(**{"workers": 4, "ranks": 2, "batch_bytes": 1000} | options, shared_memory=shared_memory)
+    assert len(str(caught.value)) < 280
+    return str(caught.value)
+
+
+def test_too_few_open_files_for_the_workers_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "open_file_limit", lambda: 85)
+    assert "workers = 4: needs about 86 open files, and 85 are allowed" in refusal(tmp_path)
+    check_loader_limits(3, 2, 1000, tmp_path)
+    check_loader_limits(0, 2, 1000, tmp_path)
+
+
+def test_shared_memory_that_cannot_be_written_or_is_too_small_is_told(tmp_path):
+    assert "cannot be written (No such file or directory); give a container more" in refusal(tmp_path / "absent")
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert "--shm-size" in refusal(tmp_path, batch_bytes=2 * free)
+    check_loader_limits(0, 2, 2 * free, tmp_path)
+    check_loader_limits(1, 1, free // 2, tmp_path)
+    assert [*tmp_path.iterdir()] == []
