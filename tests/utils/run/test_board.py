@@ -34,7 +34,7 @@ def test_a_missing_matplotlib_is_said_once_and_the_rest_is_shown(tmp_path):
 
 def test_a_drawing_is_an_image(tmp_path):
     board, warnings = board_in(tmp_path)
-    board.add_drawing("curves", lambda: radial_curves({"one": torch.tensor([1.0, 0.5])}, "title", 1.0), 3)
+    board.add_drawing("curves", lambda: radial_curves({"one": torch.tensor([1.0, 0.5])}, "title", (1.0,)), 3)
     board.close()
     assert warnings == []
     (event,) = EventAccumulator(str(tmp_path)).Reload().Images("curves")
