@@ -1,6 +1,6 @@
 """How fast each part is, beside what the public codes do, on this machine in the same run.
 
-python scripts/benchmark/benchmark.py input --json input.json   # input, filter-loss, corruptions, step, eval, startup
+python scripts/benchmark/benchmark.py input --json input.json        # --help names all of them
 python scripts/benchmark/benchmark.py step --profile trace.json      # and a trace for chrome://tracing or perfetto.dev
 python scripts/benchmark/benchmark.py plan                           # what training would cost on 1 to 512 GPUs
 python scripts/benchmark/benchmark.py pictures                       # what pictures in TensorBoard cost
@@ -119,6 +119,24 @@ def measure_input(options: Namespace, folder: Path) -> dict:
     }
 
 
+def add_augment_options(parser: ArgumentParser) -> None:
+    add_data_path_option(parser)
+    parser.add_argument("--images", type=int, default=400, help="images of one turn")
+    parser.set_defaults(size=160)
+
+
+def measure_augment(options: Namespace, folder: Path) -> dict:
+    """RandAugment of crops, on one core: torchvision's style and timm's, each beside the library's own."""
+    choose_images(options, folder)
+    figures = {}
+    for style in ("torchvision", "timm"):
+        arguments = {"style": style, "data_path": options.data_path, "size": options.size, "images": options.images}
+        our_side = Side(f"our_{style}_style", ours.OurRandAugment, arguments, keeps_freed_memory=True)
+        their_side = Side(f"{style}_on_pillow", theirs.PillowRandAugment, arguments, keeps_freed_memory=False)
+        figures[style] = compare(our_side, their_side, conditions_of(options))
+    return figures
+
+
 def add_filter_loss_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 128], help="images")
 
@@ -231,6 +249,9 @@ def add_pictures_options(parser: ArgumentParser) -> None:
 
 COMMANDS = {
     "input": Command("files to crops, one core: ours, PIL's, decoding alone", add_input_options, measure_input),
+    "augment": Command(
+        "RandAugment, one core: torchvision's style, timm's style", add_augment_options, measure_augment
+    ),
     "filter-loss": Command(
         "filter, loss and its gradient: ours, whole spectra", add_filter_loss_options, measure_filter_loss
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.schema import PretrainConfig
-from data.augment import train_transform
+from data.augment import augmentations, evaluation_crops, train_transform
 from data.decode import decode_image
 from data.folder import ImageFolder
 from data.index import cache_file
@@ -23,6 +23,7 @@ from scripts.benchmark.workload import (
     FLIP_PROBABILITY,
     LEARNING_RATE,
     RADIUS,
+    RAND_AUGMENT_MAGNITUDE,
     FilterAndLoss,
     LoadsImages,
     Recipe,
@@ -63,6 +64,33 @@ def crop_transform(size: int, interpolation: str) -> Callable[[torch.Tensor], to
         flip_probability=FLIP_PROBABILITY,
         interpolation=interpolation,
     )
+
+
+class OurRandAugment(LoadsImages):
+    """RandAugment of uint8 crops, with the strengths of RSB A3, in torchvision's or timm's style."""
+
+    def __init__(self, style: str, data_path: str, size: int, images: int):
+        self.crops = centre_crops(data_path, size, images)
+        super().__init__(images, total=len(self.crops))
+        [self.rand_augment] = augmentations(
+            rand_augment_ops=2, rand_augment_magnitude=RAND_AUGMENT_MAGNITUDE, rand_augment_style=style
+        )
+
+    def load(self, number: int) -> torch.Tensor:
+        return self.rand_augment(self.crops[number])
+
+    def collate(self, loaded: list) -> list:
+        return loaded
+
+
+def centre_crops(data_path: str, size: int, count: int) -> list[torch.Tensor]:
+    """The first `count` images of a folder, or all if they are fewer, each as (3, size, size) uint8."""
+    folder = ImageFolder(data_path)
+    crops = []
+    for number in range(min(count, len(folder))):
+        [crop] = evaluation_crops(decode_image(folder.path(number)), (size,), size)
+        crops.append(crop)
+    return crops
 
 
 class DecodingAlone(LoadsImages):

@@ -18,13 +18,14 @@ from data.decode import FORMATS, decode_image
 from data.folder import ImageFolder
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
-from scripts.benchmark.ours import crop_transform
+from scripts.benchmark.ours import centre_crops, crop_transform
 from scripts.benchmark.workload import (
     ASPECT_RATIO,
     COINCHEUNG,
     CROP_RATIO,
     LEARNING_RATE,
     RADIUS,
+    RAND_AUGMENT_MAGNITUDE,
     FilterAndLoss,
     LoadsImages,
     Recipe,
@@ -60,6 +61,30 @@ class PilInput(LoadsImages):
 
     def collate(self, loaded: list) -> list:
         return default_collate(loaded)
+
+
+class PillowRandAugment(LoadsImages):
+    """RandAugment of Pillow images, which then become tensors: torchvision's, as in CoinCheung/MFM, or timm's."""
+
+    def __init__(self, style: str, data_path: str, size: int, images: int):
+        crops = centre_crops(data_path, size, images)
+        super().__init__(images, total=len(crops))
+        self.crops = [v2.functional.to_pil_image(crop) for crop in crops]
+        if style == "timm":
+            from timm.data.auto_augment import rand_augment_transform  # training does not need timm
+
+            options = {"interpolation": Image.Resampling.BICUBIC}
+            self.rand_augment = rand_augment_transform(f"rand-m{RAND_AUGMENT_MAGNITUDE}-mstd0.5-inc1", options)
+        else:
+            self.rand_augment = pil_transforms.RandAugment(
+                magnitude=RAND_AUGMENT_MAGNITUDE, num_magnitude_bins=10, interpolation=InterpolationMode.BICUBIC
+            )
+
+    def load(self, number: int) -> torch.Tensor:
+        return v2.functional.pil_to_tensor(self.rand_augment(self.crops[number]))
+
+    def collate(self, loaded: list) -> list:
+        return loaded
 
 
 def pixel_difference(data_path: str, size: int, interpolation: str, images: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ import torch
 CROP_RATIO, ASPECT_RATIO, FLIP_PROBABILITY = (0.2, 1.0), (0.75, 4 / 3), 0.5
 RADIUS = 16  # bins; of the filter and the loss
 LEARNING_RATE = 1e-4
+RAND_AUGMENT_MAGNITUDE = 6  # CoinCheung/MFM's and RSB A3's
 
 
 @dataclass(frozen=True)

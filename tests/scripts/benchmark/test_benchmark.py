@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from scripts.benchmark import benchmark, ours, side_by_side, startup, theirs
 from scripts.benchmark.photographs import make_photographs
@@ -210,6 +211,19 @@ def test_input_and_eval_take_their_options(tmp_path, photographs, one_process):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no file"):
         run(tmp_path, "input", "--data-path", str(tmp_path / "empty"))
+
+
+def test_augment_compares_both_styles_on_the_same_crops(tmp_path, photographs, one_process):
+    figures = run(tmp_path, "augment", "--pairs", "3", "--images", "4", "--data-path", photographs)
+    for style in ("torchvision", "timm"):
+        assert_compared(figures[style], 3)
+    assert figures["settings"]["size"] == 160
+    arguments = {"style": "timm", "data_path": photographs, "size": 48, "images": 4}
+    our_task, their_task = ours.OurRandAugment(**arguments), theirs.PillowRandAugment(**arguments)
+    for crop, pillow in zip(our_task.crops, their_task.crops, strict=True):
+        assert torch.equal(crop, v2.functional.pil_to_tensor(pillow))
+    for images in (our_task(), their_task()):
+        assert [(image.shape, image.dtype) for image in images] == 4 * [((3, 48, 48), torch.uint8)]
 
 
 def test_filter_loss_compares_both_recipes_at_each_batch(tmp_path, one_process):
