@@ -55,9 +55,7 @@ def rank_main(rank, ranks, port, queue, task, arguments):
     torch.distributed.destroy_process_group()
 
 
-def one_step(
-    world: World, poisoned: int | None, options: OptimizerOptions = OptimizerOptions(), drop_path: float = 0.0
-) -> dict[str, list]:
+def one_step(world: World, poisoned: int | None, optimizer: str = "adamw", drop_path: float = 0.0) -> dict[str, list]:
     """Gradients and new weights of a float64 step over all micro-batches, one of them with a NaN."""
     torch.manual_seed(0)
     model = masked_frequency_network(make_trunk("resnet18", drop_path=drop_path), 1).double()
@@ -67,6 +65,7 @@ def one_step(
     plan = BatchPlan.make(
         length=BATCH, batch_size=BATCH, images_per_device=PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size
     )
+    options = OptimizerOptions(name=optimizer, weight_decay_on="matrices")
     state = TrainingState(model, make_optimizer(model, options), world, torch.float32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -142,8 +141,7 @@ def test_ranks_times_accumulation_give_one_gradient(alone, ranks):
 
 def test_two_ranks_take_the_lamb_step_of_one_and_drop_the_same_paths(alone):
     """The paths of a micro-batch are keyed by its number in the step, whichever rank has it."""
-    options = OptimizerOptions(name="lamb", weight_decay=0.02, weight_decay_on="matrices")
-    one, two = one_step(ONE, None, options, 0.5), on_ranks(2, one_step, None, options, 0.5)
+    one, two = one_step(ONE, None, "lamb", 0.5), on_ranks(2, one_step, None, "lamb", 0.5)
     for key in ("gradients", "weights"):
         for expected, got in zip(one[key], two[key], strict=True):
             assert abs(got - expected).max() <= 1e-9 * abs(expected).max()
