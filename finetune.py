@@ -66,7 +66,10 @@ def main(argv: list[str]) -> int:
     # Model: the task says what is to be learned, the state is what a step changes
     task = Classification.from_config(config, folder.labels, len(folder.classes), job.world.device)
     with keyed_torch(config.run.seed, "initialisation"):
-        trunk = make_trunk(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
+        trunk = make_trunk(
+            config.model.name, len(folder.classes), drop_path=config.model.drop_path,
+            zero_init_last_batch_norm=config.model.zero_init_last_batch_norm,
+        )  # fmt: skip
     if config.run.weights and job.resume is None:
         loaded = load_from_file(trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world)
         note_pretraining(config, job, loaded)

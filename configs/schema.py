@@ -234,6 +234,8 @@ class ModelOptions:
     name: str = knob("resnet50", "the trunk, a torchvision ResNet: resnet18…152, resnext50_32x4d, wide_resnet50_2, …",
                      compared=True)
     zero_init_last_batch_norm: bool = knob(False, "each block's last BatchNorm starts at 0 instead of 1")
+    drop_path: float = knob(
+        0.0, "chance that an image skips the last residual block; linear from 0 in the first one", low=0, high=0.99)
     sync_batch_norm: bool = knob(False, "BatchNorm statistics over all GPUs")
     channels_last: bool = knob(True, "NHWC memory layout, faster wherever convolutions use matrix units")
 

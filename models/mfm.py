@@ -38,7 +38,10 @@ def network_from_config(config: PretrainConfig) -> nn.Sequential:
 
     Raises: UserError if there is no such trunk, or the crop does not fit its stride.
     """
-    trunk = make_trunk(config.model.name, zero_init_last_batch_norm=config.model.zero_init_last_batch_norm)
+    trunk = make_trunk(
+        config.model.name, zero_init_last_batch_norm=config.model.zero_init_last_batch_norm,
+        drop_path=config.model.drop_path,
+    )  # fmt: skip
     size, stride = config.data.train_crop_size, trunk.stride
     if size % stride:
         below = max(size // stride, 1) * stride

@@ -56,17 +56,18 @@ def rank_main(rank, ranks, port, queue, task, arguments):
     torch.distributed.destroy_process_group()
 
 
-def one_step(world: World, poisoned: int | None) -> dict[str, list]:
-    """Gradients, and weights before and after, of a float64 step over all micro-batches, one of them with a NaN."""
+def one_step(world: World, poisoned: int | None, optimizer: str = "adamw", drop_path: float = 0.0) -> dict[str, list]:
+    """Gradients and new weights of a float64 step over all micro-batches, one of them with a NaN."""
     torch.manual_seed(0)
-    model = masked_frequency_network(make_trunk("resnet18"), 1).double()
+    model = masked_frequency_network(make_trunk("resnet18", drop_path=drop_path), 1).double()
     images = torch.randn(BATCH, 3, 32, 32, dtype=torch.float64)
     keep_low = torch.arange(BATCH) % 3 == 0
     frequency_filter, frequency_loss = FrequencyFilter(3), MaskedFrequencyLoss(reduction="batch")
     plan = BatchPlan.make(
         length=BATCH, batch_size=BATCH, images_per_device=PER_DEVICE, epochs=1, rank=world.rank, world_size=world.size
     )
-    state = TrainingState(model, make_optimizer(model, OptimizerOptions()), world, torch.float32)
+    options = OptimizerOptions(name=optimizer, weight_decay_on="matrices")
+    state = TrainingState(model, make_optimizer(model, options), world, torch.float32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def loss_of(replica, images, keep_low, number):
@@ -84,6 +85,7 @@ def one_step(world: World, poisoned: int | None) -> dict[str, list]:
     total, count = (world.sum(value.double()) for value in metrics["loss"])
     return {
         "gradients": [parameter.grad.numpy() for parameter in model.parameters()],
+        "weights": [parameter.detach().numpy() for parameter in model.parameters()],
         "loss": float(total / count), "unchanged": unchanged, "healthy": state.first_bad_step() is None,
     }  # fmt: skip
 
@@ -137,6 +139,15 @@ def test_ranks_times_accumulation_give_one_gradient(alone, ranks):
     for expected, got in zip(alone["gradients"], together["gradients"], strict=True):
         assert abs(expected).max() > 0
         assert abs(got - expected).max() <= 1e-10 * abs(expected).max()
+
+
+def test_two_ranks_take_the_lamb_step_of_one_and_drop_the_same_paths(alone):
+    """The paths of a micro-batch are keyed by its number in the step, whichever rank has it."""
+    one, two = one_step(ONE, None, "lamb", 0.5), on_ranks(2, one_step, None, "lamb", 0.5)
+    for key in ("gradients", "weights"):
+        for expected, got in zip(one[key], two[key], strict=True):
+            assert abs(got - expected).max() <= 1e-9 * abs(expected).max()
+    assert one["loss"] != pytest.approx(alone["loss"], rel=1e-3)  # paths were dropped
 
 
 @pytest.mark.parametrize("ranks, poisoned", [(1, 2), (2, 1), (2, 2)])

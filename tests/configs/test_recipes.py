@@ -120,7 +120,29 @@ COINCHEUNG_FINETUNING = {
     "train.batch_size": 2048,
     "run.weights": None,
 }
-RSB_A2 = {"schedule.epochs": 300, "data.train_crop_size": 224, "data.rand_augment_magnitude": 7}
+LONGER = {"schedule.epochs": 300, "data.train_crop_size": 224, "data.rand_augment_magnitude": 7}
+RSB_A3 = {
+    **COINCHEUNG_FINETUNING,
+    "data.mean": (0.485, 0.456, 0.406),
+    "data.std": (0.229, 0.224, 0.225),
+    "data.val_resize_size": (236,),
+    "loss.label_smoothing": 0,
+    "model.zero_init_last_batch_norm": True,
+    "model.drop_path": 0,
+    "optimizer.name": "lamb",
+    "optimizer.learning_rate": 8e-3,
+    "optimizer.weight_decay_on": "matrices",
+    "schedule.warmup_learning_rate": 8e-7,
+    "schedule.final_learning_rate": 1e-6,
+    "schedule.cosine_from": "start",
+}
+RSB_A2 = {
+    **RSB_A3,
+    **LONGER,
+    "model.drop_path": 0.05,
+    "optimizer.learning_rate": 5e-3,
+    "schedule.warmup_learning_rate": 5e-7,
+}
 RECIPES = {
     "pretrain_resnet50": COINCHEUNG_PRETRAINING,
     "pretrain_resnet50_paper": AUTHORS_PRETRAINING,
@@ -138,7 +160,9 @@ RECIPES = {
     "finetune_resnet50_ce": {**COINCHEUNG_FINETUNING, "loss.name": "ce"},
     "finetune_resnet50_scratch": COINCHEUNG_FINETUNING,
     "finetune_resnet50_supervised": {**COINCHEUNG_FINETUNING, "run.weights": "torchvision:IMAGENET1K_V1"},
-    "finetune_resnet50_bce_300ep": {**COINCHEUNG_FINETUNING, **RSB_A2},
+    "finetune_resnet50_bce_300ep": {**COINCHEUNG_FINETUNING, **LONGER},
+    "finetune_resnet50_rsb_a3": RSB_A3,
+    "finetune_resnet50_rsb_a2": RSB_A2,
 }
 
 

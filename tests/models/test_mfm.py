@@ -80,7 +80,7 @@ def test_a_crop_that_does_not_fit_the_stride_is_refused(size, nearest):
 
 
 def test_the_stride_is_the_trunks_own(monkeypatch):
-    def toy(_name, _num_classes, _zero_init):
+    def toy(_name, **_unused):
         return Trunk(nn.Sequential(nn.Conv2d(3, 5, 10, stride=10)), stride=10, width=5, classifier=nn.Identity())
 
     monkeypatch.setitem(TRUNKS, "toy", toy)

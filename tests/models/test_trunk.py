@@ -17,7 +17,7 @@ LARGE_GROUPED = pytest.param("resnext50_32x4d", marks=pytest.mark.process)
 
 
 def resnet(name, num_classes=1000, zero_init=False):
-    return make_trunk(name, num_classes, zero_init).classifier
+    return make_trunk(name, num_classes, zero_init_last_batch_norm=zero_init).classifier
 
 
 def masked_frequency_model(name, channels, zero_init_last_batch_norm=False):
@@ -131,7 +131,7 @@ def test_children_are_the_first_parts_of_the_tensors_names(name):
 def test_another_trunk_is_one_row_of_the_table(monkeypatch):
     """The decoder takes stride and width from it, and its tensors keep their names."""
 
-    def toy(_name, num_classes, _zero_init):
+    def toy(_name, num_classes, **_unused):
         module = nn.Sequential(OrderedDict(patches=nn.Conv2d(3, 5, 8, stride=8)))
         return Trunk(module, stride=8, width=5, classifier=nn.Sequential(module, nn.Linear(5, num_classes)))
 
