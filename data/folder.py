@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from data.index import EXTENSIONS, image_files
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 
 class ImageFolder:
@@ -130,7 +130,7 @@ def abbreviate(names: list[str]) -> str:
     """The first five of some names, and how many more there are."""
     if not names:
         return "none"
-    listed = ", ".join(names[:5])
+    listed = ", ".join(map(printable, names[:5]))  # names of a checkpoint may hold anything
     if len(names) > 5:
         return f"{listed} and {len(names) - 5} more"
     return listed

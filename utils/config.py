@@ -6,19 +6,20 @@ A config class has sections (dataclasses) of knobs (fields made by `configs.sche
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import math
 import operator
 import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest, printable
+from utils.saved_config import first_lines, refuse_odd_values
 from utils.strict_yaml import StrictDumper, StrictLoader
 
 Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
@@ -157,7 +158,7 @@ def build(config_class: type[Config], values: Values) -> Config:
     wrong = []
     config = config_class()
     for key, (value, origin) in values.items():
-        given = f"{origin}: {key} = {yaml_text(value)}"
+        given = f"{origin}: {printable(key)} = {printable(yaml_text(value))}"
         if key not in known:
             wrong.append(f"{given}: unknown key; nearest valid name: {nearest(key, known)}")
             continue
@@ -185,12 +186,19 @@ def with_value(config: Config, key: str, value: object) -> Config:
 
 
 def from_dict(config_class: type[Config], saved: dict, origin: str) -> Config:
-    """The config that `to_dict` turned into `saved`. Raises: UserError with `origin` for each thing wrong."""
+    """The config that `to_dict` turned into `saved`.
+
+    Raises: UserError with `origin` for the first things wrong, each on a line: a file may hold any number of them.
+    """
+    refuse_odd_values(saved, origin)
     values = {}
     for section, keys in saved.items():
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, origin)
-    return build(config_class, values)
+    try:
+        return build(config_class, values)
+    except UserError as error:
+        raise UserError(first_lines(str(error), origin)) from error
 
 
 def to_dict(config: object) -> dict:
@@ -219,7 +227,7 @@ def convert(value: object, hint: typing.Any) -> object:
     if typing.get_origin(kind) is tuple:
         return convert_members(value, typing.get_args(kind))
     is_bool = isinstance(value, bool)
-    if kind is float and isinstance(value, int) and not is_bool:
+    if kind is float and isinstance(value, int) and not is_bool and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, kind) or (is_bool and kind is int):  # True is an int to Python
         names = {str: "text (quoted if like a number)", int: "a whole number", float: "a number", bool: "true or false"}
@@ -263,18 +271,6 @@ def limits_text(knob: Knob) -> str:
     if knob.choices:
         return "one of " + ", ".join(knob.choices)
     return " and ".join(f"{sign} {limit:g}" for sign, _, limit in numeric_limits(knob))
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The known name most like `word`: by its whole spelling, else by its last part."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(str(word).rsplit(".", 1)[-1], by_last_part, n=1, cutoff=0.0)
-    if close:
-        return by_last_part[close[0]]
-    return ", ".join(known)
 
 
 def yaml_text(value: object) -> str:
