@@ -27,7 +27,7 @@ from models.trunk import make_trunk, trunk_children
 from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
 from utils.config import parse_command_line, to_dict, to_yaml
 from utils.distributed import run_entry
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.figures import confusion_figure
 from utils.pictures import sheet
 from utils.process import StopRequest
@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
     with keyed_torch(config.run.seed, "initialisation"):
         trunk = make_trunk(config.model.name, len(folder.classes), config.model.zero_init_last_batch_norm)
     if config.run.weights and job.resume is None:
-        loaded = load_from_file(trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world)
+        loaded = load_from_file(
+            trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world, folder.classes
+        )
         note_pretraining(config, job, loaded)
     state = make_state(config, job, trunk.classifier)
 
@@ -274,7 +276,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     if file.mean is not None:
         config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
     data = EvaluationData.open(config, job, file.classes, file.holdout_fraction)
-    name = file.model_name or config.model.name
+    name = printable(file.model_name or config.model.name)
     network = make_trunk(name, len(data.val.classes)).classifier
     account = load_weights(network, file.weights, path, trunk_children(name), whole=True)
     job.say(f"{path}: layout: {file.layout}; {account}")
