@@ -27,7 +27,7 @@ from models.trunk import make_trunk, trunk_children
 from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
 from utils.config import parse_entry, to_dict, to_yaml
 from utils.distributed import run_entry
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.figures import confusion_figure
 from utils.pictures import sheet
 from utils.process import StopRequest
@@ -71,7 +71,9 @@ def main(argv: list[str]) -> int:
             zero_init_last_batch_norm=config.model.zero_init_last_batch_norm,
         )  # fmt: skip
     if config.run.weights and job.resume is None:
-        loaded = load_from_file(trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world)
+        loaded = load_from_file(
+            trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world, folder.classes
+        )
         note_pretraining(config, job, loaded)
     state = make_state(config, job, trunk.classifier, plan.steps_per_epoch)
 
@@ -291,7 +293,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     if file.mean is not None:
         config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
     data = EvaluationData.open(config, job, file.classes, file.holdout_fraction)
-    name = file.model_name or config.model.name
+    name = printable(file.model_name or config.model.name)
     network = make_trunk(name, len(data.val.classes)).classifier
     account = load_weights(network, file.weights, path, trunk_children(name), whole=True)
     job.say(f"{path}: layout: {file.layout}; {account}")

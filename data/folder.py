@@ -8,7 +8,7 @@ import numpy as np
 
 from data.index import image_files
 from data.listing import BESIDE, EXTENSIONS, LeftOut, list_root
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 
 class ImageFolder:
@@ -140,8 +140,7 @@ def spelled(name: str) -> str:
     if not special or (set(special) == {" "} and name == name.strip()):
         return name
     code_points = " ".join(f"U+{ord(character):04X}" for character in special)
-    printable = name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-    return f"{printable} [{code_points}]"
+    return f"{printable(name)} [{code_points}]"
 
 
 def check_labels(folder: ImageFolder) -> None:

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from models.hub import HUB, hub_file
+from models.tensor_checks import refuse_unusable
 from models.trunk import trunk_children
+from utils.config import to_dict
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.run.checkpoint import read_checkpoint
+from utils.run.reading import checkpoint_config
 
 OWN = "a checkpoint of this project"
 COINCHEUNG = "a checkpoint of CoinCheung/MFM"
@@ -68,14 +71,26 @@ class LoadedWeights:
     std: list[float] | None
 
 
-def load_from_file(network: nn.Module, model_name: str, path: str, use_ema: bool, world: World) -> LoadedWeights:
+def load_from_file(
+    network: nn.Module, model_name: str, path: str, use_ema: bool, world: World, classes: list[str] | None = None
+) -> LoadedWeights:
     """Load the weights of a file, or of torchvision:IMAGENET1K_V1 and the like, into a network.
 
+    Args:
+        classes: what the network is to tell apart. The head of a file that names other classes is left out.
     Raises: UserError if the file cannot be had or read, or does not fit the network.
     """
     file = read_weights(path, model_name, use_ema, world)
-    account = load_weights(network, file.weights, path, trunk_children(model_name))
+    other_classes = None not in (classes, file.classes) and classes != file.classes
+    account = load_weights(network, file.weights, path, trunk_children(model_name), new_head=other_classes)
+    if other_classes:
+        account += f"; the head starts anew: the file's was trained for {some_of(file.classes)}"
     return LoadedWeights(path, f"{path}: layout: {file.layout}; {account}", file.config, file.mean, file.std)
+
+
+def some_of(classes: list[str]) -> str:
+    listed = ", ".join(map(printable, classes[:3]))
+    return f"{len(classes)} classes: {listed}" + (", …" if len(classes) > 3 else "")
 
 
 def read_weights(path: str, model_name: str, use_ema: bool, world: World) -> WeightsFile:
@@ -88,13 +103,36 @@ def read_weights(path: str, model_name: str, use_ema: bool, world: World) -> Wei
     content = read_checkpoint(file, foreign=True)
     layout, weights = weights_of(content, path, use_ema)
     if layout == OWN:
-        config = content["config"]
+        config = saved_config(content, path)
+        mean, std = config["data"].get("mean"), config["data"].get("std")
+        step = content.get("step")
         return WeightsFile(
-            path=path, layout=layout, weights=weights, mean=config["data"].get("mean"), std=config["data"].get("std"),
-            config=config, classes=content.get("classes"), step=content.get("step"),
+            path=path, layout=layout, weights=weights, mean=mean, std=std, config=config,
+            classes=class_names(content, path), step=step if isinstance(step, int) else None,
         )  # fmt: skip
     mean, std = IMAGENET if from_hub else NORMALISATIONS.get(layout, (None, None))
     return WeightsFile(path, layout, weights, mean, std)
+
+
+def saved_config(content: dict, path: str) -> dict:
+    """The settings that a checkpoint of this project holds, each checked as in a YAML file, and no others."""
+    checked = to_dict(checkpoint_config(path, content))
+    given = {}
+    for section, keys in content["config"].items():
+        given[section] = {key: checked[section][key] for key in keys}
+    return given
+
+
+def class_names(content: dict, path: str) -> list[str] | None:
+    """The classes that a checkpoint of this project names; None: it names none, as one of pretraining."""
+    classes = content.get("classes")
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: `classes` is no list of names; take another checkpoint")
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"{path}: `classes` is empty or names a class twice; take another checkpoint")
+    return classes
 
 
 def normalisation_warning(loaded: LoadedWeights, mean: tuple[float, ...], std: tuple[float, ...]) -> str | None:
@@ -113,15 +151,17 @@ def weights_of(content: dict, path: str, use_ema: bool = False) -> tuple[str, We
     state_dict = averaged_weights(content, path) if use_ema else latest_weights(content)
     weights, prefixes = {}, set()
     for full_name, tensor in state_dict.items():
-        if not isinstance(tensor, torch.Tensor) or full_name == "n_averaged":  # AveragedModel's count of updates
+        if not isinstance(full_name, str) or not isinstance(tensor, torch.Tensor):
             continue
-        name = PREFIXES.sub("", str(full_name))
+        if full_name == "n_averaged":  # AveragedModel's count of updates
+            continue
+        name = PREFIXES.sub("", full_name)
         if name in weights:
             raise UserError(f"{path}: holds two networks, whose names differ by a prefix only; save one of them alone")
         weights[name] = tensor
-        prefixes.add(str(full_name).removesuffix(name))
+        prefixes.add(full_name.removesuffix(name))
     if not weights:
-        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+        keys = ", ".join(map(printable, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: holds no state dict, neither under `model` or `state_dict` nor plainly, but {keys}")
     layout = origin_of(content) or " after ".join([UNKNOWN_ORIGIN, *sorted(prefixes - {""})])
     return layout, weights
@@ -151,7 +191,7 @@ def origin_of(content: dict) -> str | None:
     """
     config = content.get("config")
     if isinstance(config, dict):
-        if {"run", "data", "train"} <= config.keys():
+        if {"run", "data", "train"} <= config.keys():  # no other code has these three, in small letters
             return OWN
         data = config.get("DATA")
         if isinstance(data, dict) and ("FILTER_TYPE" in data or "MASK_RADIUS1" in data):
@@ -163,26 +203,33 @@ def origin_of(content: dict) -> str | None:
 
 
 def load_weights(
-    network: nn.Module, weights: Weights, path: str, trunk_children: frozenset[str], whole: bool = False
-) -> str:
+    network: nn.Module, weights: Weights, path: str, trunk_children: frozenset[str], whole: bool = False,
+    new_head: bool = False,
+) -> str:  # fmt: skip
     """Copy every tensor that fits by name and shape. A head with another number of outputs stays at initialisation.
 
     Args:
         trunk_children: names of the trunk's top-level children, whose tensors must all fit.
         whole: the head must fit as well, as for an evaluation.
+        new_head: the head stays at initialisation even if it fits.
     Returns: an account of all tensors.
-    Raises: UserError if a tensor of the trunk is missing, left over, or of another shape.
+    Raises: UserError if a tensor of the trunk is missing, left over, or of another shape, or if one that is to be
+        copied is not real, dense and finite. The network is then as it was.
     """
     model_shapes, file_shapes = shapes_of(network.state_dict()), shapes_of(weights)
     matched = [name for name in model_shapes if model_shapes[name] == file_shapes.get(name)]
+    if new_head:
+        matched = [name for name in matched if name.split(".")[0] in trunk_children]
     if not any(in_trunk(name, trunk_children) for name in matched):
-        examples = ", ".join(list(weights)[:3])
+        examples = ", ".join(map(printable, list(weights)[:3]))
         raise UserError(f"{path}: no trunk tensor matches the model; the file holds {examples} …; check model.name")
     unmatched = [name for name in model_shapes | file_shapes if name not in matched]
     mismatched = [name for name in unmatched if in_trunk(name, trunk_children)]
     new_heads = ""
     for name in unmatched:
-        if name in mismatched or name not in model_shapes or name not in file_shapes:
+        if name in mismatched or model_shapes.get(name) == file_shapes.get(name):
+            continue
+        if name not in model_shapes or name not in file_shapes:
             continue
         if model_shapes[name][1:] != file_shapes[name][1:]:
             mismatched.append(name)
@@ -196,6 +243,9 @@ def load_weights(
             f"{path}: {name} has shape {file_shapes.get(name, 'none')} in the file, {model_shapes[name]} here.\n"
             "An evaluation needs a finetuned classifier, and as many class folders as it has classes."
         )
+    expected = network.state_dict()
+    for name in matched:
+        refuse_unusable(path, name, weights[name], expected[name])
     network.load_state_dict({name: weights[name] for name in matched}, strict=False)
     return (
         f"{len(matched)} tensors matched, {left_over(file_shapes, matched)} of the file left over, "
@@ -218,8 +268,9 @@ def mismatch(names: list[str], model_shapes: Shapes, file_shapes: Shapes) -> str
     transposed = ""
     if sorted(model_shape) == sorted(file_shape):
         transposed = ", the same axes in another order (transposed)"
+    shapes = f"{file_shape or 'none'} in the file, {model_shape or 'none'} in the model"
     return (
-        f"{names[0]} has shape {file_shape or 'none'} in the file, {model_shape or 'none'} in the model{transposed} "
+        f"{printable(names[0])} has shape {shapes}{transposed} "
         f"({len(names)} such tensors); model.name must be that of the file"
     )
 
@@ -229,8 +280,11 @@ def left_over(names: Shapes, matched: list[str]) -> str:
     if not rest:
         return "0"
     more = ", …" if len(rest) > 4 else ""
-    return f"{len(rest)} ({', '.join(rest[:4])}{more})"
+    return f"{len(rest)} ({', '.join(map(printable, rest[:4]))}{more})"
 
 
 def shapes_of(tensors: Weights) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {}
+    for name, tensor in tensors.items():
+        shapes[name] = () if tensor.is_nested else tuple(tensor.shape)  # a nested one has no shape
+    return shapes

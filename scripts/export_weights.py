@@ -16,6 +16,7 @@ import torchvision
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from configs.schema import FinetuneConfig, PretrainConfig
 from models.mfm import masked_frequency_network
 from models.trunk import Trunk, make_trunk
 from models.weights import Weights, weights_of
@@ -24,6 +25,7 @@ from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.run.checkpoint import read_checkpoint
+from utils.run.reading import checkpoint_config
 
 PARTS = ("trunk", "classifier", "pretraining")
 LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
@@ -47,9 +49,10 @@ def export_weights(
         written does not give its outputs.
     """
     content = read_checkpoint(checkpoint)
-    model_name = content.get("config", {}).get("model", {}).get("name")
-    if model_name is None:
+    if "config" not in content:
         raise UserError(f"{checkpoint}: names no model; give a checkpoint of pretrain.py or finetune.py")
+    config = checkpoint_config(checkpoint, content)
+    model_name = config.model.name
     if output.is_dir():
         raise UserError(f"{output}: is a folder; name the file to write")
     if what is None:
@@ -59,7 +62,7 @@ def export_weights(
     refuse_misfit(part, layout)
     exported = in_layout(part.weights, layout)
     if layout == "code-a" and what == "classifier":
-        exported |= resume_state(content)
+        exported |= resume_state(content, config)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, lambda file: torch.save(exported, file))
     library = library_of(layout, what)
@@ -156,12 +159,11 @@ def refuse_misfit(part: Part, layout: str) -> None:
         )
 
 
-def resume_state(content: dict) -> dict:
+def resume_state(content: dict, config: PretrainConfig | FinetuneConfig) -> dict:
     """What CoinCheung/MFM's test command reads beside the weights: the last epoch's number and a gradient scaler."""
-    config = content["config"]
-    epochs = config["schedule"]["epochs"]
+    epochs = config.schedule.epochs
     if {"step", "images"} <= content.keys():
-        steps_per_epoch = max(1, content["images"] // config["train"]["batch_size"])
+        steps_per_epoch = max(1, content["images"] // config.train.batch_size)
         epochs = content["step"] // steps_per_epoch
     return {"epoch": max(0, epochs - 1), "scaler": torch.amp.GradScaler("cpu").state_dict()}
 

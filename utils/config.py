@@ -15,9 +15,10 @@ from collections.abc import Iterable
 
 import yaml
 
-from utils.errors import UserError, first_line, shortened
+from utils.errors import UserError, first_line, printable
 from utils.hints import nearest_key
 from utils.knobs import CommandLineText, check_limits, convert, knobs, limits_text, yaml_text
+from utils.saved_config import first_lines, refuse_odd_values
 from utils.strict_yaml import StrictDumper, StrictLoader
 
 Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
@@ -167,7 +168,7 @@ def build(
     wrong = list(complaints)
     config = config_class()
     for key, (value, origin) in values.items():
-        given = f"{origin}: {key} = {shortened(yaml_text(value))}"
+        given = f"{origin}: {printable(key)} = {printable(yaml_text(value), most=60)}"
         if key not in known:
             wrong.append(f"{given}: unknown key; {hint(key, known, values, origin, other_entry)}")
             continue
@@ -210,12 +211,19 @@ def with_value(config: Config, key: str, value: object) -> Config:
 
 
 def from_dict(config_class: type[Config], saved: dict, origin: str) -> Config:
-    """The config that `to_dict` turned into `saved`. Raises: UserError with `origin` for each thing wrong."""
+    """The config that `to_dict` turned into `saved`.
+
+    Raises: UserError with `origin` for the first things wrong, each on a line: a file may hold any number of them.
+    """
+    refuse_odd_values(saved, origin)
     values = {}
     for section, keys in saved.items():
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, origin)
-    return build(config_class, values)
+    try:
+        return build(config_class, values)
+    except UserError as error:
+        raise UserError(first_lines(str(error), origin)) from error
 
 
 def to_dict(config: object) -> dict:

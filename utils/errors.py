@@ -1,15 +1,22 @@
-"""The one error that a user sees without a traceback."""
+"""The one error that a user sees without a traceback, and what its messages quote."""
 
 
 class UserError(ValueError):
     """Bad input. The message says all: the file or key, the value, the constraint and the remedy."""
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """At most so many characters of a text."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def first_line(error: Exception) -> str:
     """The first line of an error's message, at most 200 characters of it, to be quoted in another message."""
     return str(error).strip().split("\n")[0][:200]
+
+
+def printable(name: object, most: int = 80) -> str:
+    """A name from a file of others, to be quoted in a message: control characters as escapes, cut if it is long."""
+    if not isinstance(name, str):
+        return f"a {type(name).__name__}"
+    characters = []
+    for character in name[:most]:
+        if not character.isprintable():
+            character = character.encode("unicode_escape").decode()
+        characters.append(character)
+    return "".join(characters) + ("…" if len(name) > most else "")

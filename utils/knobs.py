@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def convert(value: object, hint: typing.Any) -> object:
     if typing.get_origin(kind) is tuple:
         return convert_members(value, typing.get_args(kind))
     is_bool = isinstance(value, bool)
-    if kind is float and isinstance(value, int) and not is_bool:
+    if kind is float and isinstance(value, int) and not is_bool and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, kind) or (is_bool and kind is int):  # True is an int to Python
         names = {str: "text (quoted if like a number)", int: "a whole number", float: "a number", bool: "true or false"}

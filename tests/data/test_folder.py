@@ -226,7 +226,7 @@ def test_the_error_says_how_many_more_there_are(tmp_path):
 
 @pytest.mark.parametrize(
     ("one", "other", "code_points"),
-    [("caf\u00e9", "cafe\u0301", "[U+00E9]"), ("ant", "ant\u200b", "ant\u200b [U+200B]"), ("ant", "ant ", "[U+0020]")],
+    [("caf\u00e9", "cafe\u0301", "[U+00E9]"), ("ant", "ant\u200b", "ant\\u200b [U+200B]"), ("ant", "ant ", "[U+0020]")],
 )
 def test_class_names_that_look_alike_are_told_apart(tmp_path, one, other, code_points):
     touch(tmp_path / "both", f"{one}/1.png", f"{other}/1.png")

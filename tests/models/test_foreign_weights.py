@@ -203,6 +203,67 @@ def test_own_checkpoints_give_model_or_average_and_their_config(use_ema, tmp_pat
     assert torch.equal(network.conv1.weight, averaged.conv1.weight if use_ema else model.conv1.weight)
 
 
+def own_content(classes: object) -> dict:
+    torch.manual_seed(5)
+    config = {"run": {}, "train": {}, "model": {"name": "resnet18"}, "data": {"mean": [0.4] * 3, "std": [0.2] * 3}}
+    return {"model": classifier("resnet18", 3).state_dict(), "config": config, "classes": classes}
+
+
+@pytest.mark.parametrize(
+    ("classes", "is_new"),
+    [
+        (["ant", "bee", "cat"], False), (["x", "y", "z"], True), (["ant", "bee", "dog"], True),
+        (["bee", "ant", "cat"], True), (None, False),
+    ],
+)  # fmt: skip
+def test_the_head_starts_anew_where_the_file_names_other_classes(classes, is_new, tmp_path):
+    """A head of three classes fits by its shape, whatever the three are."""
+    content = own_content(classes)
+    torch.save(content, tmp_path / "own.pt")
+    torch.manual_seed(0)
+    network = classifier("resnet18", 3)
+    initial = network.fc.weight.clone()
+    report = load(network, tmp_path / "own.pt", classes=["ant", "bee", "cat"]).report
+    assert counts(report) == (Counts(120, 2, 2) if is_new else Counts(122, 0, 0))
+    assert torch.equal(network.fc.weight, initial if is_new else content["model"]["fc.weight"])
+    assert torch.equal(network.layer4[1].conv2.weight, content["model"]["layer4.1.conv2.weight"])
+    assert ("the head starts anew: the file's was trained for 3 classes: " in report) == is_new
+    if is_new:
+        assert ", ".join(classes) in report
+
+
+@pytest.mark.parametrize("classes", ["abc", [1, 2, 3], [], ["ant", "ant", "bee"], {"ant": 1}])
+def test_classes_that_are_no_list_of_names_are_refused(classes, tmp_path):
+    torch.save(own_content(classes), tmp_path / "own.pt")
+    with pytest.raises(UserError, match=r"own\.pt: `classes` "):
+        load(classifier("resnet18", 3), tmp_path / "own.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("mean", "x", r"data\.mean = x: must be"),
+        ("mean", [0.4], r"data\.mean = \[0\.4\]: must be a list of 3"),
+        ("std", [0.2, 0.2, 0.0], r"data\.std = .*: must be > 0"),
+        ("st\nd", 1, r"data\.st\\nd = 1: unknown key"),
+    ],
+)
+def test_the_config_of_a_checkpoint_is_checked_as_a_yaml_is(key, value, reason, tmp_path):
+    content = own_content(["ant", "bee", "cat"])
+    content["config"]["data"][key] = value
+    torch.save(content, tmp_path / "own.pt")
+    with pytest.raises(UserError, match=rf"own\.pt: {reason}"):
+        load(classifier("resnet18", 3), tmp_path / "own.pt")
+
+
+def test_a_config_without_a_normalisation_tells_none(tmp_path):
+    content = own_content(None)
+    del content["config"]["data"]["mean"]
+    torch.save(content, tmp_path / "own.pt")
+    loaded = load(classifier("resnet18", 3), tmp_path / "own.pt")
+    assert loaded.mean is None and normalisation_warning(loaded, (0.1,) * 3, (0.2,) * 3) is None
+
+
 def test_a_file_without_average_cannot_give_it(tmp_path):
     torch.save(classifier("resnet18", 7).state_dict(), tmp_path / "plain.pt")
     with pytest.raises(UserError, match=r"plain.pt: holds no averaged weights; take run.use_ema=false"):

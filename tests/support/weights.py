@@ -19,8 +19,11 @@ from utils.distributed import World
 ALONE = World(0, 1, 1, torch.device("cpu"))
 
 
-def load(network: nn.Module, path: str | Path, name: str = "resnet18", use_ema: bool = False) -> LoadedWeights:
-    return load_from_file(network, name, str(path), use_ema, ALONE)
+def load(
+    network: nn.Module, path: str | Path, name: str = "resnet18", use_ema: bool = False,
+    classes: list[str] | None = None,
+) -> LoadedWeights:  # fmt: skip
+    return load_from_file(network, name, str(path), use_ema, ALONE, classes)
 
 
 def classifier(name: str, num_classes: int = 1000) -> nn.Module:

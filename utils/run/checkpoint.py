@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, printable
 from utils.files import write_atomically
 from utils.process import must_finish
+from utils.run.untrusted import refuse_bombs
 
 # Besides tensors, two classes may be unpickled, because the public codes' checkpoints contain them: argparse.Namespace
 # (CoinCheung/MFM), and yacs CfgNode (the authors' code), which is read as an OrderedDict, so that no code of yacs runs.
@@ -118,7 +119,7 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
 
     Args:
         foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
-    Raises: UserError if the file is missing, damaged (checksums are verified), or holds anything else.
+    Raises: UserError if the file is missing, damaged (checksums are verified), a bomb, or holds anything else.
     """
     reject_non_checkpoints(path)
     damaged = None
@@ -127,20 +128,27 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
             from safetensors.torch import load_file
 
             return load_file(path)
+        refuse_bombs(path)
         if not foreign or zipfile.is_zipfile(path):
             damaged = damaged_entry(path)
         if damaged is None:
             with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{path}: needs a library to be read; pip install safetensors") from error
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL [\w.]+|operand \d+|$", str(error))[0]  # torch's own words advise to run it
         raise UserError(f"{path}: refused: holds more than tensors and plain data ({what})") from error
     except Exception as error:  # a damaged file fails in any way that a pickle can
-        raise UserError(f"{path}: not a checkpoint, or cut short ({first_line(error)}); use another one") from error
+        raise UserError(
+            f"{path}: not a checkpoint, or cut short ({printable(first_line(error), 200)}); use another one"
+        ) from error
     if damaged:
-        raise UserError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint, or copy it again")
+        raise UserError(
+            f"{path}: damaged (checksum of {printable(damaged)}); use an earlier checkpoint, or copy it again"
+        )
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
     return content

@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from utils.config import to_yaml
+from utils.errors import UserError
 from utils.files import write_atomically
 
 
@@ -51,7 +52,13 @@ def write_config(folder: Path, config: dict) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Indented, with the provenance, replacing the file as a whole."""
+    """Indented, with the provenance, replacing the file as a whole.
+
+    Raises: UserError if a number is not finite: JSON has no NaN.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = json.dumps(content | {"provenance": provenance()}, indent=2) + "\n"
+    try:
+        encoded = json.dumps(content | {"provenance": provenance()}, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise UserError(f"{path}: not written: one of its numbers is not finite ({error})") from error
     write_atomically(path, lambda file: file.write(encoded.encode()))

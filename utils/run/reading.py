@@ -9,6 +9,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import build, from_dict, knobs, read_yaml, to_dict
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
+from utils.saved_config import refuse_odd_values
 
 FlatConfig = dict[str, Any]  # "section.key" -> value
 
@@ -78,6 +79,7 @@ def checkpoint_config(path: str, content: dict) -> PretrainConfig | FinetuneConf
     saved = content.get("config")
     if not isinstance(saved, dict):
         raise UserError(f"{path}: holds no config; give a checkpoint of pretrain.py or finetune.py")
+    refuse_odd_values(saved, path)
     if is_pretraining(saved):
         return from_dict(PretrainConfig, saved, path)
     return from_dict(FinetuneConfig, saved, path)

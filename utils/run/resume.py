@@ -10,6 +10,7 @@ from utils.errors import UserError, first_line
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
 from utils.run.reading import flat
+from utils.saved_config import refuse_odd_values
 from utils.training.step import TrainingState
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def load_resume(config: PretrainConfig | FinetuneConfig, job: "Job", state: Trai
     saved = read_resume(job.resume, config, extra_state)
     try:
         state.load_state_dict(saved)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{job.resume}: its state does not fit this config ({first_line(error)})") from error
     job.say(f"resuming after step {saved['step']} from {job.resume}")
     return saved["step"]
@@ -80,6 +81,7 @@ def read_resume(path: Path, config: PretrainConfig | FinetuneConfig, extra_state
     saved = read_checkpoint(path)
     if not {"model", "optimizer", "step", "config"} <= saved.keys() or not isinstance(saved["config"], dict):
         raise UserError(f"{path}: holds no training state to resume; start from its weights with --weights")
+    refuse_odd_values(saved["config"], str(path))
     defaults = flat(to_dict(type(config)()))  # a checkpoint from before a knob was made had its default
     before = defaults | flat(saved["config"])
     now = flat(to_dict(config))

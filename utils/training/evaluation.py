@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.distributed import World
+from utils.errors import UserError
 from utils.precision import exact_float32
 from utils.tables import markdown_table
 
@@ -55,9 +56,10 @@ def evaluate(
         length: images of the whole set; the counted images must come to this.
         mistakes: collects those of the first view.
     Returns: a row for each view: its name, images, top1_count, top5_count, top1 and top5 in percent, loss.
+    Raises: UserError, on all ranks, if logits are not finite: argmax would take NaN for the surest class.
     """
     names = views.names
-    counts = torch.zeros(len(names), 3, dtype=torch.int64, device=world.device)  # images, top 1, top 5
+    counts = torch.zeros(len(names), 4, dtype=torch.int64, device=world.device)  # images, top 1, top 5, not finite
     losses = torch.zeros(len(names), dtype=torch.float64, device=world.device)
     world.copy_from_rank_0(model.buffers())
     for crops, labels in batches:
@@ -69,14 +71,20 @@ def evaluate(
             counts[view, 0] += len(labels)
             counts[view, 1] += right[:, 0].sum()
             counts[view, 2] += right.sum()
+            counts[view, 3] += (~logits.isfinite().all(1)).sum()  # looked at below, so that nothing waits here
             losses[view] += F.cross_entropy(logits.double(), labels, reduction="sum")
             if mistakes is not None and view == 0:
                 mistakes.add(logits, labels)
     rows = []
-    for name, (images, top1, top5), loss in zip(
+    for name, (images, top1, top5, not_finite), loss in zip(
         names, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True
     ):
         assert images == length, f"{images} images counted, the set has {length}"
+        if not_finite:
+            raise UserError(
+                f"evaluation ({name}): the logits of {not_finite} of {images} images are not finite: no score.\n"
+                "The weights or BatchNorm's statistics have run away; evaluate an earlier checkpoint."
+            )
         rows.append({
             **name, "images": images, "top1_count": top1, "top5_count": top5,
             "top1": 100 * top1 / length, "top5": 100 * top5 / length, "loss": loss / length,

@@ -13,6 +13,7 @@ import torchvision
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import parse_command_line, to_dict
+from utils.errors import UserError
 from utils.run.provenance import write_config, write_json
 
 
@@ -83,3 +84,11 @@ def test_a_failing_result_leaves_the_earlier_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"top1": torch.ones(1)})
     assert json.loads(path.read_text())["top1"] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")], {"loss": float("-inf")}])
+def test_a_number_that_is_not_finite_is_refused_and_the_file_before_stays(value, tmp_path):
+    write_json(tmp_path / "result.json", {"loss": 1.5})
+    with pytest.raises(UserError, match=r"result\.json: not written: one of its numbers is not finite"):
+        write_json(tmp_path / "result.json", {"loss": value})
+    assert json.loads((tmp_path / "result.json").read_text())["loss"] == 1.5

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.distributed import World
+from utils.errors import UserError
 from utils.precision import set_tf32
 from utils.training.evaluation import Mistakes, evaluate, results_table, share_of_rank
 
@@ -230,3 +231,34 @@ def test_the_model_sees_float32_and_no_tf32_whatever_the_run_trains_with():
         set_tf32(False)
     assert set(seen) == {("highest", False, torch.float32)}
     assert outside == ("high", True)
+
+
+class NotFinite(nn.Module):
+    """Logits of which those of some images hold a number that is not finite, by the images' first pixel."""
+
+    def __init__(self, value: float, brightest: float):
+        super().__init__()
+        self.value, self.brightest = value, brightest
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), CLASSES)
+        logits[images[:, 0, 0, 0] > self.brightest, 3] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_logits_that_are_not_finite_are_an_error_that_counts_the_images(value, batch_size):
+    crops, labels = data()
+    bad = int((crops[:, 1, 0, 0, 0] / 255 - 0.5 > 0.3).sum())
+    assert 0 < bad < LENGTH and (crops[:, 0, 0, 0, 0] / 255 - 0.5 > 0.3).sum() > 0
+    views = SizeViews(40, 32)
+    crops[:, 0] = 0  # of the first view all are finite
+    with pytest.raises(UserError, match=rf"'val_resize_size': 32\}}\): the logits of {bad} of {LENGTH} images are not"):
+        evaluate(NotFinite(value, 0.3), batches(crops, labels, batch_size), views, LENGTH, ALONE)
+
+
+def test_large_but_finite_logits_give_a_score():
+    crops, labels = data(sizes=1)
+    [row] = evaluate(NotFinite(3e38, 0.3), batches(crops, labels, 10), ONE_VIEW, LENGTH, ALONE)
+    assert np.isfinite(row["loss"]) and row["images"] == LENGTH
