@@ -99,9 +99,9 @@ def test_one_failing_rank_ends_all_and_says_why(images, tmp_path):
     words = [*PRETRAIN, *BATCH, "--data-path", str(broken), "--output-dir", str(tmp_path / "out"), "--epochs", "3"]
     code, printed = torchrun(2, "pretrain.py", *overriding(words, "data.workers=1"))
     assert code != 0
-    lines = [line for line in printed.splitlines() if "] error: " in line]
-    [line] = [line for line in lines if "did not answer" not in line]  # as the other may say of the first, in time
-    assert str(broken / "train/bee/4.png") in line and "not a readable image" in line
+    assert printed.count("] error: ") == 1 and "stopped on request" not in printed, printed
+    error = printed.partition("] error: ")[2]
+    assert error.startswith(str(broken / "train/bee/4.png")) and "not a readable image" in " ".join(error.split())
 
 
 def test_loss_that_is_not_finite_stops_and_leaves_weights_and_checkpoints_clean(images, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.comparing import state_of, unequal
-from tests.support.launch import PRETRAIN, pretrain, small_run
+from tests.support.launch import PRETRAIN, in_one_line, pretrain, small_run
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints
 from utils.run.resume import find_resume
@@ -34,7 +34,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(damage, t
     first, second, third = (saver.save(step, {"model": {"w": torch.ones(50)}}) for step in (1, 2, 3))
     damage(third)
     assert find_resume(saver, "auto") == second
-    assert f"warning: {third}: " in capsys.readouterr().out
+    assert f"warning: {third}: " in in_one_line(capsys.readouterr().out)
     damage(second)
     assert find_resume(saver, "auto") == first
     damage(first)

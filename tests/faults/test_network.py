@@ -63,7 +63,7 @@ def test_a_machine_that_dies_is_named_and_both_together_finish_the_run(machines,
     wait_until(newest.exists, agents)
     agents[1].kill()
     (code, printed), _ = endings(agents)
-    assert code != 0 and re.search(r"\[rank 0\] error: rank 1 on mfm-two did not answer", printed), printed
+    assert code != 0 and re.search(r"\[rank 0 on mfm-one\] error: rank 1 on mfm-two did not answer", printed), printed
     wait_until_nothing_is_left(output)
     assert read_checkpoint(newest)["step"] < uninterrupted.steps
 

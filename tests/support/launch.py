@@ -79,6 +79,11 @@ def start_ranks(ranks: int, entry: str, *words: str) -> list[subprocess.Popen]:
     ]
 
 
+def in_one_line(printed: str) -> str:
+    """What was printed, without the line ends that make a long message fit the console."""
+    return " ".join(printed.split())
+
+
 def endings(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     """Exit code and output of each, once all have ended."""
     outputs = [process.communicate(timeout=120)[0] for process in processes]
