@@ -18,6 +18,7 @@ from torch import nn
 from configs.schema import FinetuneConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
+from data.identity import identity
 from data.loader import StepBatches, batch_loader
 from data.samples import EvaluationSamples, TrainingSamples
 from data.sampling import BatchPlan
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> int:
     root = os.path.join(config.data.data_path, "train")
     folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    data = {"train": identity(folder), **evaluation_data.identities()}
+    job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
@@ -69,12 +72,13 @@ def main(argv: list[str]) -> int:
     state = make_state(config, job, trunk.classifier)
 
     # Resume: go on where an earlier start of this run ended
-    extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
-    first_step = load_resume(config, job, state, extra_state)
+    extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes, "data": data}
+    start = load_resume(config, job, state, plan, extra_state)
+    first_step = start.step
     if job.has_finished(first_step, plan.total_steps):
         job.say(f"{job.output}: finished already")
         return 0
-    begin_output(config, job, first_step)
+    begin_output(config, job, state, extra_state, start)
 
     # Train: the loop, and what happens every so many steps
     log = open_log(config, job, plan, first_step, task="finetuning")
@@ -161,6 +165,13 @@ class EvaluationData:
             held_out = job.world.in_turn(lambda: ImageFolder(train, classes, holdout_fraction, held_out=True))
         val = os.path.join(config.data.data_path, "val")
         return cls(job.world.in_turn(lambda: ImageFolder(val, classes)), held_out)
+
+    def identities(self) -> dict[str, dict]:
+        """Which images these are, for a comparison between ranks or with an earlier start."""
+        identities = {"val": identity(self.val)}
+        if self.held_out is not None:
+            identities["held_out"] = identity(self.held_out)
+        return identities
 
 
 class Evaluation:
@@ -274,6 +285,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     config = replace(config, data=replace(config.data, mean=tuple(trained["mean"]), std=tuple(trained["std"])))
     job = open_job(config, writes_checkpoints=False)
     data = EvaluationData.open(config, job, saved["classes"], holdout_fraction)
+    job.check_files_agree(data.identities(), path)
     name = saved["config"]["model"]["name"]
     network = make_trunk(name, len(saved["classes"])).classifier
     _, weights = weights_of(saved, path, config.run.use_ema)

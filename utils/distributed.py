@@ -1,5 +1,6 @@
 """Ranks: which one this process is, on which device, and how the ranks of a job agree, wait and die."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.files import free_space
 from utils.process import available_cores, die_with_parent, exit_at_once, keep_freed_memory
 
 SECONDS_TO_NOTICE = 5  # that a job has failed; healthy ranks take one or two
@@ -208,7 +210,10 @@ def explain(error: BaseException) -> str | None:
             "(--shm-size, --ipc=host); go on with --resume auto"
         )
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; fix this and rerun with --resume auto"
+        space = ""
+        if error.errno == errno.ENOSPC:  # it may be inodes that are lacking
+            space = f" ({free_space(os.path.dirname(os.path.abspath(str(error.filename))))})"
+        return f"{error.filename}: {error.strerror}{space}; fix this and rerun with --resume auto"
     if rank_store and isinstance(error, RuntimeError):
         if re.search("gloo|nccl|timed out|connection", text, re.IGNORECASE):
             return f"{ranks_not_responding(rank_store)} ({text.splitlines()[0]}); go on with --resume auto"

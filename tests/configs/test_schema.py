@@ -56,8 +56,9 @@ def test_every_knob_says_what_it_means_and_has_a_valid_default(config_class):
 
 PLACES_AND_INTERVALS = {
     "run.output_dir", "run.weights", "run.resume", "run.allow_config_change", "run.device", "run.timeout_minutes",
-    "data.data_path", "data.workers", "data.on_bad_image", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep", "checkpoint.on_save_error", "logging.every_steps", "logging.pictures_every_steps",
+    "data.data_path", "data.workers", "data.on_bad_image", "data.max_bad_images_share",
+    "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep", "checkpoint.on_save_error",
+    "logging.every_steps", "logging.pictures_every_steps",
 }  # fmt: skip
 EVALUATION = {
     "run.eval_only", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs", "data.val_batch_size",
