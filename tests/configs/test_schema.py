@@ -183,6 +183,9 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (FinetuneConfig, ["--crop-ratio", "1", "0.08"], "data.crop_ratio = [1.0, 0.08]: must have .* [0.08, 1.0]"),
         (PretrainConfig, ["data.aspect_ratio=[2, 1]"], "data.aspect_ratio = [2.0, 1.0]: must have .* [1.0, 2.0]"),
         (PretrainConfig, ["filter.clamp=[1, -1]"], "filter.clamp = [1.0, -1.0]: must have .* [-1.0, 1.0]"),
+        (PretrainConfig, ["data.mean=[123.7, 116.3, 103.5]"], "data.mean = [123.7, .* in [0, 1], .* divide .* by 255"),
+        (PretrainConfig, ["data.mean=[0.5, -0.1, 0.5]"], "data.mean = [0.5, -0.1, 0.5]: must lie in [0, 1]"),
+        (FinetuneConfig, ["data.std=[58.4, 57.1, 57.4]"], "data.std = [58.4, .* at most 1, .* divide .* by 255"),
         (PretrainConfig, ["filter.radius=158.4"], "filter.radius = 158.4: leaves no high .* 224 pixels .* 158.39"),
         (
             PretrainConfig,
@@ -219,6 +222,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
     [
         (FinetuneConfig, ["--crop-ratio", "1", "1"]),
         (FinetuneConfig, ["data.train_crop_size=200"]),
+        (PretrainConfig, ["data.mean=[0, 1, 0.5]", "data.std=[1, 1, 0.003]"]),
         (FinetuneConfig, ["data.val_resize_size=224"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_ops=0"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),
