@@ -18,6 +18,7 @@ from torch import nn
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
 from data.folder import ImageFolder, check_labels
+from data.identity import identity
 from data.loader import StepBatches, batch_loader
 from data.samples import EvaluationSamples, TrainingSamples
 from data.sampling import BatchPlan
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
     if folder.left_out:
         job.say(folder.left_out_line())
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    data = {"train": identity(folder), **evaluation_data.identities()}
+    job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
@@ -78,12 +81,13 @@ def main(argv: list[str]) -> int:
     state = make_state(config, job, trunk.classifier, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
-    extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes}
-    first_step = load_resume(config, job, state, extra_state)
+    extra_state = {"config": to_dict(config), "images": len(folder), "classes": folder.classes, "data": data}
+    start = load_resume(config, job, state, plan, extra_state)
+    first_step = start.step
     if job.has_finished(first_step, plan.total_steps):
         job.say(f"{job.output}: finished already")
         return 0
-    begin_output(config, job, first_step)
+    begin_output(config, job, state, extra_state, start)
 
     # Train: the loop, and what happens every so many steps
     log = open_log(config, job, plan, first_step, task="finetuning")
@@ -181,6 +185,13 @@ class EvaluationData:
         if val_folder.left_out:
             job.say(val_folder.left_out_line())
         return cls(val_folder, held_out)
+
+    def identities(self) -> dict[str, dict]:
+        """Which images these are, for a comparison between ranks or with an earlier start."""
+        identities = {"val": identity(self.val)}
+        if self.held_out is not None:
+            identities["held_out"] = identity(self.held_out)
+        return identities
 
 
 class Evaluation:
@@ -293,6 +304,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     if file.mean is not None:
         config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
     data = EvaluationData.open(config, job, file.classes, file.holdout_fraction)
+    job.check_files_agree(data.identities(), path)
     name = printable(file.model_name or config.model.name)
     network = make_trunk(name, len(data.val.classes)).classifier
     account = load_weights(network, file.weights, path, trunk_children(name), whole=True)

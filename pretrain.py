@@ -13,6 +13,7 @@ import torch
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
+from data.identity import identity
 from data.loader import StepBatches
 from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
     folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
     if folder.left_out:
         job.say(folder.left_out_line())
+    data = {"train": identity(folder)}
+    job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
@@ -61,12 +64,13 @@ def main(argv: list[str]) -> int:
     state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
-    extra_state = {"config": to_dict(config), "images": len(folder)}
-    first_step = load_resume(config, job, state, extra_state)
+    extra_state = {"config": to_dict(config), "images": len(folder), "data": data}
+    start = load_resume(config, job, state, plan, extra_state)
+    first_step = start.step
     if job.has_finished(first_step, plan.total_steps):
         job.say(f"{job.output}: finished already")
         return 0
-    begin_output(config, job, first_step)
+    begin_output(config, job, state, extra_state, start)
 
     # Train: the loop, and what happens every so many steps
     log = open_log(config, job, plan, first_step, task="pretraining")

@@ -88,9 +88,16 @@ class DataOptions:
                                low=0, high=256, affects="nothing")
     on_bad_image: str = knob("error", "skip: train on another image instead of an unreadable one, and log it",
                              choices=("error", "skip"), affects="nothing")
+    max_bad_images_share: float = knob(0.01, "with skip: unreadable images of an epoch, above 20, that end the run",
+                                       "share", low=0, high=1, affects="nothing")
 
     def problems(self) -> Problems:
-        return ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
+        problems = ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
+        if min(self.mean) < 0 or max(self.mean) > 1:
+            problems.append(("mean", "must lie in [0, 1], as images do; divide a mean of 0–255 pixels by 255"))
+        if max(self.std) > 1:
+            problems.append(("std", "must be at most 1, as images lie in [0, 1]; divide one of 0–255 pixels by 255"))
+        return problems
 
 
 @dataclass(frozen=True)

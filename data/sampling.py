@@ -94,6 +94,25 @@ class BatchPlan:
         first = step % self.steps_per_epoch * self.batch_size
         return range(first, first + self.batch_size)
 
+    def step_at(self, epoch: int, images: int) -> int:
+        """How many steps of this plan come before a position: so many images into an epoch, both counted from 0.
+
+        Raises: UserError with the nearest batch sizes if the position lies within one of its batches.
+        """
+        if images % self.batch_size:
+            unit = self.world_size
+            if self.accumulation > 1:
+                unit *= self.images_per_device
+            sizes = [size for size in range(unit, images + 1, unit) if images % size == 0]
+            below = [size for size in sizes if size < self.batch_size][-1:]
+            above = [size for size in sizes if size > self.batch_size][:1]
+            nearest = " or ".join(map(str, below + above)) or "none: resume from the end of an epoch"
+            raise UserError(
+                f"train.batch_size = {self.batch_size}: the run is {images} images into epoch {epoch}, which is no "
+                f"whole number of such batches; nearest that fit: {nearest}"
+            )
+        return epoch * self.steps_per_epoch + images // self.batch_size
+
     def images_of(self, step: int) -> np.ndarray:
         """The numbers of the images in a step's global batch, in order: (batch_size,)."""
         order = epoch_order(self.length, self.seed, step // self.steps_per_epoch)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import FinetuneConfig
+from data import samples
 from data.folder import ImageFolder, is_held_out
 from tests.support.helpers import image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
@@ -111,16 +112,16 @@ def run(main, words: list[str], images: Path, output: Path, *more: str) -> dict:
 def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_them(images, tmp_path, monkeypatch):
     train = ImageFolder(str(images / "train"), None, 0.4)
     held = ImageFolder(str(images / "train"), None, 0.4, True)
-    read, original = [], ImageFolder.path
+    read, decode = [], samples.decode_image
 
-    def recording(folder, index):
-        read.append(os.path.relpath(original(folder, index), images))
-        return original(folder, index)
+    def recording(path):
+        read.append(os.path.relpath(path, images))
+        return decode(path)
 
-    monkeypatch.setattr(ImageFolder, "path", recording)
+    monkeypatch.setattr(samples, "decode_image", recording)
     more = ["data.holdout_fraction=0.4", "schedule.epochs=3", "logging.pictures_every_steps=null"]
     pretrained = run(pretrain, PRETRAIN, images, tmp_path / "mfm", *more)
-    assert set(read) <= {f"train/{path}" for path in paths_of(original, train)} and len(read) > 20
+    assert set(read) <= {f"train/{path}" for path in paths(train)} and len(read) > 20
     assert pretrained["data"] == {"train": train.fingerprint()}
 
     read.clear()
@@ -128,12 +129,12 @@ def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_th
     more = ["data.holdout_fraction=0.4", "--select-val-resize-size", *sizes]
     weights = ["--weights", str(tmp_path / "mfm/checkpoints/last.pt")]
     result = run(finetune, FINETUNE, images, tmp_path / "selected", *more, *weights)
-    trained = read[: read.index(f"train/{sorted(paths_of(original, held))[0]}")]
-    assert not set(trained) & {f"train/{path}" for path in paths_of(original, held)}
+    trained = read[: read.index(f"train/{sorted(paths(held))[0]}")]
+    assert not set(trained) & {f"train/{path}" for path in paths(held)}
     evaluated = read[len(trained) :]
     assert sum(path.startswith("train/") for path in evaluated) == len(held)
-    shown = min(8, 12 - result["results"][0]["top1_count"])  # mistakes, for whose picture and name their path is asked
-    assert sum(path.startswith("val/") for path in evaluated) == 12 + 2 * shown  # val once
+    shown = min(8, 12 - result["results"][0]["top1_count"])  # mistakes, whose pictures are shown
+    assert sum(path.startswith("val/") for path in evaluated) == 12 + shown  # val once
 
     settled = result["val_resize_size"]
     assert settled["chosen"] == "on held-out images of train"
@@ -148,10 +149,6 @@ def test_held_out_images_are_never_read_in_training_and_the_size_is_chosen_on_th
     finetuned = ["--weights", str(tmp_path / "selected/checkpoints/last.pt"), "--eval-only"]
     again = run(finetune, FINETUNE, images, tmp_path / "again", *finetuned, "--select-val-resize-size", *sizes)
     assert again["results"] == result["results"] and again["val_resize_size"] == settled
-
-
-def paths_of(original, folder: ImageFolder) -> set[str]:
-    return {os.path.relpath(original(folder, index), folder.root) for index in range(len(folder))}
 
 
 @pytest.mark.process

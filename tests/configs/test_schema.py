@@ -56,8 +56,9 @@ def test_every_knob_says_what_it_means_and_has_a_valid_default(config_class):
 
 PLACES_AND_INTERVALS = {
     "run.output_dir", "run.weights", "run.resume", "run.allow_config_change", "run.device", "run.timeout_minutes",
-    "data.data_path", "data.workers", "data.on_bad_image", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep", "checkpoint.on_save_error", "logging.every_steps", "logging.pictures_every_steps",
+    "data.data_path", "data.workers", "data.on_bad_image", "data.max_bad_images_share",
+    "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep", "checkpoint.on_save_error",
+    "logging.every_steps", "logging.pictures_every_steps",
 }  # fmt: skip
 EVALUATION = {
     "run.eval_only", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs", "data.val_batch_size",
@@ -193,6 +194,9 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (FinetuneConfig, ["--crop-ratio", "1", "0.08"], "data.crop_ratio = [1.0, 0.08]: must have .* [0.08, 1.0]"),
         (PretrainConfig, ["data.aspect_ratio=[2, 1]"], "data.aspect_ratio = [2.0, 1.0]: must have .* [1.0, 2.0]"),
         (PretrainConfig, ["filter.clamp=[1, -1]"], "filter.clamp = [1.0, -1.0]: must have .* [-1.0, 1.0]"),
+        (PretrainConfig, ["data.mean=[123.7, 116.3, 103.5]"], "data.mean = [123.7, .* in [0, 1], .* divide .* by 255"),
+        (PretrainConfig, ["data.mean=[0.5, -0.1, 0.5]"], "data.mean = [0.5, -0.1, 0.5]: must lie in [0, 1]"),
+        (FinetuneConfig, ["data.std=[58.4, 57.1, 57.4]"], "data.std = [58.4, .* at most 1, .* divide .* by 255"),
         (PretrainConfig, ["filter.radius=158.4"], "filter.radius = 158.4: leaves no high .* 224 pixels .* 158.39"),
         (
             PretrainConfig,
@@ -252,6 +256,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["--crop-ratio", "1", "1"]),
         (FinetuneConfig, ["data.train_crop_size=200"]),
         (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.2"]),
+        (PretrainConfig, ["data.mean=[0, 1, 0.5]", "data.std=[1, 1, 0.003]"]),
         (FinetuneConfig, ["data.val_resize_size=224"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_ops=0"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),

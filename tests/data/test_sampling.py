@@ -206,3 +206,37 @@ def test_epoch_order_is_a_permutation(length, seed, epoch):
         assert (order != epoch_order(length, seed, epoch + 1)).any()
         assert (order != epoch_order(length, seed + 1, epoch)).any()
         assert (epoch_order(length, seed, epoch + 1) != epoch_order(length, seed + 1, epoch)).any()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.data())
+def test_a_position_in_images_is_the_same_place_for_every_batch_size(length, batch_size, other_size, data):
+    """Whatever has been seen of the epoch's order before it, and nothing else, lies before the step that it means."""
+    if max(batch_size, other_size) > length:
+        return
+    plan = BatchPlan.make(length, other_size, None, epochs=3)
+    epoch = data.draw(st.integers(0, 2))
+    images = batch_size * data.draw(st.integers(0, length // batch_size))
+    if images % other_size:
+        with pytest.raises(UserError, match=f"train.batch_size = {other_size}: the run is {images} images into epoch"):
+            plan.step_at(epoch, images)
+        return
+    step = plan.step_at(epoch, images)
+    assert step == epoch * (length // other_size) + images // other_size
+    if step % plan.steps_per_epoch:
+        assert plan.images_of(step).tolist() == epoch_order(length, 0, epoch)[images:][:other_size].tolist()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "images_per_device", "images", "nearest"),
+    [
+        (6, 1, None, 16, "4 or 8"),
+        (6, 2, None, 16, "4 or 8"),
+        (24, 1, None, 16, "16$"),
+        (48, 1, 8, 80, "40 or 80"),
+        (10, 2, None, 9, "none: resume from the end of an epoch"),
+    ],
+)
+def test_the_nearest_batch_sizes_for_a_position_are_named(batch_size, ranks, images_per_device, images, nearest):
+    plan = BatchPlan.make(100, batch_size, images_per_device, epochs=3, world_size=ranks)
+    with pytest.raises(UserError, match=f"images into epoch 1, .*nearest that fit: {nearest}"):
+        plan.step_at(1, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from data.folder import ImageFolder
 from data.samples import TrainingSamples
 from tests.support.comparing import log_lines
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run
+from tests.support.launch import FINETUNE, PRETRAIN, endings, finetune, pretrain, small_run, start_ranks
 from tests.support.memory import needs_proc, peak_megabytes
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -146,6 +147,32 @@ def test_skipped_images_are_counted_and_listed_and_the_run_is_reproducible(main,
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     one, two = (read_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"] for name in ("one", "two"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def many_bad_images(root: Path, bad: int) -> Path:
+    """80 training images in 2 classes, of which the first `bad` are empty files."""
+    image_folder(root / "train", per_class=40)
+    for number, path in enumerate(sorted((root / "train").rglob("*.png"))):
+        if number < bad:
+            path.write_bytes(b"")
+    return root
+
+
+def test_a_run_on_many_bad_images_ends_and_a_larger_share_lets_it_go_on(tmp_path):
+    """On two ranks, of which neither alone has met too many."""
+    root = many_bad_images(tmp_path / "many", bad=30)
+    words = [*small_run(PRETRAIN, root, tmp_path / "out", "data.on_bad_image=skip"), "run.timeout_minutes=1"]
+    results = endings(start_ranks(2, "pretrain.py", *words))
+    for code, printed in results:
+        assert code == 2 and "data.max_bad_images_share = 0.01: " in printed, printed
+        assert re.search(r"2[1-8] of the 80 images of epoch 0 were unreadable and replaced", printed)
+    assert not (tmp_path / "out/result.json").exists()
+    assert pretrain([*words, "data.max_bad_images_share=0.4", "--resume", "auto"]) == 0
+
+
+def test_twenty_bad_images_are_skipped_on_the_smallest_data_set(tmp_path):
+    root = many_bad_images(tmp_path / "few", bad=20)
+    assert pretrain(small_run(PRETRAIN, root, tmp_path / "out", "data.on_bad_image=skip", "schedule.epochs=2")) == 0
 
 
 def test_evaluation_never_skips(images, tmp_path):

@@ -70,7 +70,7 @@ def test_nothing_given_is_the_defaults(config_class):
         ("schedule.epochs", "1200", 1200),
         ("train.images_per_device", "null", None),
         ("train.tf32", "false", False),
-        ("data.mean", "[0, -1, 1e-1]", (0.0, -1.0, 0.1)),
+        ("data.mean", "[0, 1, 1e-1]", (0.0, 1.0, 0.1)),
         ("data.val_resize_size", "240", (240,)),
         ("data.val_resize_size", "[240, 250]", (240, 250)),
         ("run.weights", "no", "no"),
@@ -465,11 +465,12 @@ def test_a_config_survives_its_dict(values):
 
 @pytest.mark.parametrize("name", ["runs/a", "no", "null", "~", "", "12", "1:30", "# x", "a: b", "*a", "é\n", "1e3"])
 def test_a_config_survives_its_yaml(read, name):
-    words = ["data.mean=[1e-7, 1e-300, 1e22]", "optimizer.learning_rate=1e-5", "filter.clamp=[-1, 1]", "run.seed=12"]
+    words = ["data.mean=[1e-7, 1e-300, 1]", "optimizer.learning_rate=1e-5", "filter.clamp=[-1, 1e22]", "run.seed=12"]
     config = from_dict(
         PretrainConfig, to_dict(read("", *words)) | {"run": {"output_dir": name, "weights": name}}, "test"
     )
-    assert config.data.mean == (1e-7, 1e-300, 1e22) and config.run.weights == name
+    assert config.data.mean == (1e-7, 1e-300, 1.0) and config.filter.clamp == (-1.0, 1e22)
+    assert config.run.weights == name
     assert read(to_yaml(to_dict(config))) == config
 
 

@@ -1,10 +1,10 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed; read without running what they hold."""
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
-import shutil
 import time
 import zipfile
 from collections import OrderedDict
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from utils.console import say
 from utils.errors import UserError, first_line, printable
-from utils.files import write_atomically
+from utils.files import free_space, write_atomically
 from utils.process import must_finish
 from utils.run.untrusted import refuse_bombs
 
@@ -23,7 +24,10 @@ HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 class Checkpoints:
-    """A run's checkpoint folder: the newest `keep` step_*.pt, and `last.pt`, a relative link to the newest."""
+    """A run's checkpoint folder: the newest `keep` step_*.pt, and `last.pt`, a relative link to the newest.
+
+    Where the file system has no symbolic links, last.pt is a hard link; where it has neither, there is none.
+    """
 
     def __init__(
         self, folder: Path, keep: int, every_steps: int | None, every_minutes: float, on_save_error: str = "stop"
@@ -32,6 +36,7 @@ class Checkpoints:
         self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
         self.last_saved = time.monotonic()
         self.saved_step: int | None = None  # by this process
+        self.lacks_links = False
 
     def due(self, step: int) -> bool:
         """Whether to save after `step` completed steps."""
@@ -49,10 +54,10 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             with must_finish():
                 write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
-                self.point_last_at(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about positions
             raise UserError(f"{path}: cannot be saved ({first_line(error)}).\n{self.space_for(content)}") from error
         self.saved_step = step
+        self.point_last_at(path)
         for old in self.all()[: -self.keep]:
             if old != path:
                 old.unlink(missing_ok=True)
@@ -72,11 +77,10 @@ class Checkpoints:
         return f"saved {path} in {time.monotonic() - self.last_saved:.1f} s"
 
     def space_for(self, content: dict) -> str:
-        free = shutil.disk_usage(self.folder.parent).free
         good = self.newest() or "the start: there is no earlier one"
         return (
-            f"{size_of(content):,} bytes needed, {free:,} free. Make room (checkpoint.keep = {self.keep} stay) or make "
-            f"the folder writable, and continue with --resume auto from {good}."
+            f"{size_of(content):,} bytes needed, {free_space(self.folder.parent)}. Make room (checkpoint.keep = "
+            f"{self.keep} stay) or make the folder writable, and continue with --resume auto from {good}."
         )
 
     def all(self) -> list[Path]:
@@ -84,10 +88,25 @@ class Checkpoints:
         return sorted(self.folder.glob("step_????????.pt"))
 
     def point_last_at(self, path: Path) -> None:
-        link = self.folder / "last.pt.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        os.replace(link, self.folder / "last.pt")
+        """Make last.pt a link to `path`. Without it a warning is printed, once: no checkpoint depends on the link."""
+        link, last = self.folder / "last.pt.tmp", self.folder / "last.pt"
+        try:
+            link.unlink(missing_ok=True)
+            try:
+                link.symlink_to(path.name)
+            except OSError:  # no symbolic links: SMB, exFAT, several FUSE mounts
+                link.hardlink_to(path)
+            os.replace(link, last)
+            link.unlink(missing_ok=True)  # it stays where last.pt was a hard link to the same file already
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                last.unlink(missing_ok=True)  # it would name an older checkpoint
+            if not self.lacks_links:
+                say(
+                    f"warning: {last}: no link can be made there ({error.strerror}), so there is no last.pt; "
+                    f"--resume auto works without it, and the newest checkpoint is {path}"
+                )
+            self.lacks_links = True
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints of more steps, of a branch that is given up, so that nothing takes them for the newest."""
@@ -95,8 +114,17 @@ class Checkpoints:
             cut_short.unlink()
         for path in self.all():
             if int(path.stem.removeprefix("step_")) > step:
-                path.rename(path.with_name(path.name + ".abandoned"))
-                self.point_last_at(self.newest() or path)
+                self.set_aside(path)
+
+    def set_aside_others(self, kept: Path) -> None:
+        """Rename every checkpoint but one: their names count steps of another batch size."""
+        for path in self.all():
+            if path != kept:
+                self.set_aside(path)
+
+    def set_aside(self, path: Path) -> None:
+        path = path.rename(path.with_name(path.name + ".abandoned"))
+        self.point_last_at(self.newest() or path)
 
     def newest(self) -> Path | None:
         checkpoints = self.all()

@@ -18,10 +18,13 @@ from utils.distributed import World, join
 from utils.errors import UserError
 from utils.limits import available_cores, check_loader_limits
 from utils.precision import choose_precision, set_numerics
+from utils.run.agreement import check_ranks_agree, facts_of_files, facts_of_start
 from utils.run.checkpoint import Checkpoints
 from utils.run.provenance import write_json
+from utils.run.reading import read_json
 from utils.run.resume import find_resume
 from utils.training.average import AverageRule
+from utils.training.micro_batch import check_micro_batch
 from utils.training.optimizer import make_optimizer
 from utils.training.step import TrainingState
 
@@ -53,22 +56,40 @@ class Job:
             write_json(self.output / name, content | {"seconds": seconds, "resumed": self.resume is not None})
 
     def has_finished(self, first_step: int, total_steps: int) -> bool:
-        """Whether nothing is left to do: all steps were taken, and the result is written. All ranks ask together."""
-        has_result = self.world.gather((self.output / "result.json").is_file())[0]  # as rank 0, which wrote it, sees it
-        return has_result and first_step == total_steps
+        """Whether nothing is left to do: all steps were taken, and their result is written. All ranks ask together."""
+        has_result = False
+        if self.world.rank == 0:  # which wrote it; a longer schedule of an earlier start may have left another one
+            has_result = steps_of_result(self.output / "result.json") == total_steps
+        return self.world.gather(has_result)[0] and first_step == total_steps
+
+    def check_files_agree(self, data: dict[str, dict], weights: str | None) -> None:
+        """Raises: UserError on all ranks unless they see the same images, initial weights and checkpoint.
+
+        Args:
+            data: {"train": data.identity.identity(folder), …}.
+        """
+        if self.world.size == 1:
+            return
+        if self.resume is not None:
+            weights = None  # nothing reads them
+        check_ranks_agree(self.world, facts_of_files(data, weights, self.resume))
 
 
 def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool = True) -> Job:
     """Join the ranks, set the numerics, take hold of the run's folder.
 
-    Raises: UserError if another job has the folder, or it holds checkpoints and run.resume does not say to continue.
+    Raises: UserError if the ranks differ in config, code or versions, the folder cannot be one of a run, another job
+        has it, or it holds checkpoints and run.resume does not say to continue.
     """
     world = join(config.run.device, config.run.timeout_minutes)
     dtype = choose_precision(config.train.precision, world.device)
     set_numerics(dtype, config.train.tf32, config.run.deterministic)
+    check_ranks_agree(world, facts_of_start(config, device=world.device.type, precision=str(dtype)))
     output = Path(config.run.output_dir)
     checkpoints = Checkpoints(output / "checkpoints", **asdict(config.checkpoint))
     lock = resume = None
+    if world.rank == 0:
+        check_output_folder(config.run.output_dir, config.data.data_path)
     if world.rank == 0 and writes_checkpoints:
         lock = lock_folder(output)
         resume = find_resume(checkpoints, config.run.resume)
@@ -86,6 +107,32 @@ def batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
     """Of the images of a training batch, which a loader worker hands over at once."""
     images = config.train.images_per_device or max(1, config.train.batch_size // ranks)
     return 3 * images * config.data.train_crop_size**2
+
+
+def steps_of_result(path: Path) -> int | None:
+    """The steps of the run whose result.json this is; None if there is none, or it cannot be read."""
+    try:
+        return read_json(path).get("steps")
+    except ValueError:
+        return None
+
+
+def check_output_folder(output_dir: str, data_path: str) -> None:
+    """Raises: UserError if this cannot be the folder of a run: no name, a file, or a place among the images."""
+    given = f"run.output_dir = {output_dir}"
+    if not output_dir.strip():
+        raise UserError(f"run.output_dir = {output_dir!r}: must name a folder, as in --output-dir runs/first")
+    output = Path(output_dir).resolve()
+    for path in (output / "checkpoints", output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{given}: must be a folder, but {path} is a file; give another --output-dir")
+    for part in ("", "train", "val"):  # the latter may be links to elsewhere
+        images = Path(data_path, part).resolve()
+        if images.is_dir() and output.is_relative_to(images):
+            raise UserError(
+                f"{given}: lies inside data.data_path = {data_path}, where a run's files can be taken for data; "
+                "give an --output-dir outside of it"
+            )
 
 
 def lock_folder(folder: Path) -> IO | None:
@@ -106,9 +153,12 @@ def lock_folder(folder: Path) -> IO | None:
         file.seek(0)
         holder = file.read().strip() or "another process"
         raise UserError(f"{folder}: in use by {holder}; end that job, or give another --output-dir") from error
-    file.truncate(0)
-    file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
-    file.flush()
+    holder = f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
+    try:
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), holder.encode())
+    except OSError as error:  # as on a full disk: the lock holds all the same
+        say(f"warning: {folder / 'run.lock'}: cannot say who holds it ({error.strerror})")
     return file
 
 
@@ -127,7 +177,13 @@ def to_device(model: nn.Module, device: torch.device, options: ModelOptions) -> 
 def make_state(
     config: PretrainConfig | FinetuneConfig, job: Job, model: nn.Module, steps_per_epoch: int
 ) -> TrainingState:
-    """The model on its device with its optimizer, behind the ranks' gradient exchange."""
+    """The model on its device with its optimizer, behind the ranks' gradient exchange.
+
+    Args:
+        config: as `with_resolved_choices` has it.
+    Raises: UserError if a micro-batch has too few images for the model or for mixing.
+    """
+    check_micro_batch(config, model, job.world.size)
     if config.model.sync_batch_norm:
         if job.world.device.type == "cpu":
             raise UserError("model.sync_batch_norm = true: torch has it for GPUs only; set it to false")

@@ -18,6 +18,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from utils.console import progress_bar, say
 from utils.distributed import World
 from utils.files import write_atomically
+from utils.run.bad_images import BadImages
 from utils.run.board import Board
 from utils.training.hooks import Every
 from utils.training.step import Metrics
@@ -37,15 +38,17 @@ class RunLog:
         first_step: completed steps so far; later lines of an earlier attempt are dropped.
         batch_size: images of a step, over all ranks.
         workers: loader processes per rank. From the second line on, a hint is printed if more are needed.
+        max_bad_images_share: of an epoch's images; if more were replaced, the run ends.
     """
 
     def __init__(
         self, folder: Path, world: World, *, every_steps: int, first_step: int, total_steps: int, steps_per_epoch: int,
-        batch_size: int, workers: int = 0,
+        batch_size: int, workers: int = 0, max_bad_images_share: float = 1.0,
     ):  # fmt: skip
         self.world, self.total_steps, self.steps_per_epoch = world, total_steps, steps_per_epoch
         self.batch_size, self.workers = batch_size, workers
         self.every = Every(every_steps, total_steps)
+        self.bad_images = BadImages(max_bad_images_share, steps_per_epoch, batch_size)
         self.path = folder / "log.jsonl"
         self.last_line: dict = {}
         self.unwritten = ""  # lines that a full disk refused
@@ -139,17 +142,20 @@ class RunLog:
                 file.write(self.unwritten)
             self.unwritten = ""
         except OSError as error:
-            os.truncate(self.path, size)  # no half line
+            with contextlib.suppress(OSError):  # there may be no file yet
+                os.truncate(self.path, size)  # no half line
             self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
 
     def exchange(self, step: int, stop_requested: bool, notes: list[str]) -> bool:
         """Whether any rank was asked to stop; images that were replaced on any rank are logged.
 
         It is one exchange of two numbers through the CPU: no rank stops alone, and no device is waited for.
+        Raises: UserError on all ranks if too many images of the epoch were replaced.
         """
         stop_requests, replaced_images = self.world.sum(torch.tensor([stop_requested, len(notes)])).tolist()
         if replaced_images:
             self.replaced_images(step, self.world.gather(notes))
+        self.bad_images.count(step, replaced_images)
         return stop_requests > 0
 
     def replaced_images(self, step: int, notes_of_ranks: list[list[str]]) -> None:
@@ -202,7 +208,7 @@ def open_log(config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, f
     log = RunLog(
         job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, batch_size=config.train.batch_size,
-        workers=job.workers,
+        workers=job.workers, max_bad_images_share=config.data.max_bad_images_share,
     )  # fmt: skip
     ranks = "1 rank" if job.world.size == 1 else f"{job.world.size} ranks"
     precision = str(job.dtype).removeprefix("torch.")

@@ -1,6 +1,7 @@
 """Where a run's files come from: command, commit, versions; written beside its config and in its results."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -29,15 +30,31 @@ def commit() -> str:
         return "unknown (no git, or not a clone)"
 
 
+@functools.cache
+def code_fingerprint() -> str:
+    """A hash of every Python file that a training may run. Unlike the commit, it sees an edited checkout, or a copy."""
+    root = Path(__file__).parents[2]
+    files = [root / "pretrain.py", root / "finetune.py"]
+    for folder in ("configs", "data", "losses", "models", "utils"):
+        files += (root / folder).rglob("*.py")
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a training computes with."""
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": numpy.__version__}
+
+
 def provenance() -> dict[str, str]:
     """What ran: command, commit, versions, machine, number of ranks."""
     return {
         "command": shlex.join(sys.argv),
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
+        **versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "world_size": os.environ.get("WORLD_SIZE", "1"),
     }

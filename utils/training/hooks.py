@@ -19,6 +19,7 @@ from utils.figures import radial_curves
 from utils.pictures import Reconstruction, eight_bit, log_magnitude, sheet
 from utils.process import EXIT_REQUEUE, must_finish
 from utils.run.provenance import write_json
+from utils.run.resume import position_after
 from utils.training.step import TrainingState
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class SaveCheckpoint:
         if self.state.first_bad_step() is not None:
             return  # StopOnBadNumbers will say so
         required = required or step == self.log.total_steps
-        content = self.state.state_dict() | self.extra_state
+        position = position_after(step, self.log.steps_per_epoch, self.log.batch_size)
+        content = self.state.state_dict() | self.extra_state | {"position": position}
         self.log.say(self.checkpoints.attempt(step, content, required))
 
 

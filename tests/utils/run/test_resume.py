@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import PretrainConfig
+from configs.schema import FinetuneConfig, PretrainConfig
+from data.sampling import BatchPlan
 from utils.config import keys_affecting, parse_command_line, to_dict
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints
-from utils.run.resume import find_resume, read_resume
+from utils.run.resume import Start, find_resume, position_after, read_resume, starting_point
 
 
 @pytest.fixture
@@ -131,3 +132,98 @@ def test_weights_alone_cannot_be_resumed(checkpoints, content):
     path = checkpoints.save(5, content)
     with pytest.raises(UserError, match="no training state to resume; .*--weights"):
         read_resume(path, config("--allow-config-change"), {})
+
+
+def test_a_pretraining_is_not_continued_as_a_finetuning(checkpoints):
+    path = saved_by(checkpoints)
+    finetuning = config("--allow-config-change", config_class=FinetuneConfig)
+    with pytest.raises(UserError, match="is of a pretraining, which this is not; .*--weights"):
+        read_resume(path, finetuning, {})
+
+
+# Which images.
+
+IMAGES = {"images": 40, "classes": ["ant", "bee"], "fingerprint": "f", "sampled_files": list("abcdefgh")}
+
+
+@pytest.mark.parametrize("part", ["train", "val", "held_out"])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"images": 41, "fingerprint": "g"}, "number of images"),
+        ({"classes": ["ant", "wasp"], "fingerprint": "g"}, "classes"),
+        ({"fingerprint": "g"}, "names of images"),
+        ({"sampled_files": list("abcxxxxx")}, "contents of images"),
+    ],
+)
+def test_other_images_are_refused_whatever_part_they_are_of(checkpoints, part, change, what):
+    path = saved_by(checkpoints, data={"train": IMAGES, part: IMAGES})
+    now = {"train": IMAGES, part: IMAGES | change}
+    with pytest.raises(UserError, match=f"other data: {what} in {part} differ"):
+        read_resume(path, config("--allow-config-change"), {"data": now})
+
+
+def test_a_few_mended_files_and_unknown_parts_are_accepted(checkpoints):
+    path = saved_by(checkpoints, data={"train": IMAGES})
+    mended = IMAGES | {"sampled_files": list("abcdxxxx")}
+    assert read_resume(path, config(), {"data": {"train": mended, "val": IMAGES}})["step"] == 5
+
+
+def test_a_changed_share_of_held_out_images_is_named_as_the_cause(checkpoints):
+    path = saved_by(checkpoints, data={"train": IMAGES})
+    words = ["data.holdout_fraction=0.1", "--allow-config-change"]
+    with pytest.raises(UserError, match=r"number of images in train, data\.holdout_fraction: 0\.0 -> 0\.1 differ"):
+        read_resume(path, config(*words), {"data": {"train": IMAGES | {"images": 36}}})
+
+
+# Where.
+
+
+def plan(batch_size, length=27, epochs=4):
+    return BatchPlan.make(length, batch_size, None, epochs=epochs)
+
+
+def saved_at(step, batch_size, **more):
+    return {"step": step, "config": {"train": {"batch_size": batch_size}}} | more
+
+
+@pytest.mark.parametrize(
+    ("step", "batch_size", "new_size", "expected"),
+    [
+        (9, 8, 8, 9),
+        (7, 8, 8, 7),
+        (9, 8, 4, 18),
+        (9, 8, 13, 6),
+        (9, 8, 27, 3),
+        (7, 8, 4, 14),
+        (8, 8, 16, 3),
+        (0, 8, 5, 0),
+    ],
+)
+def test_a_checkpoint_lies_at_the_same_image_for_every_batch_size_with_or_without_a_position(
+    step, batch_size, new_size, expected
+):
+    """27 images, so that each batch size leaves another tail out."""
+    position = position_after(step, 27 // batch_size, batch_size)
+    for more in ({"position": position}, {"images": 27}, {}):
+        start = starting_point(Path("a.pt"), saved_at(step, batch_size, **more), plan(new_size))
+        assert start == Start(expected, step, batch_size) and start.counts_anew == (expected != step)
+
+
+def test_the_position_says_more_than_the_step():
+    """Had the batch size changed before, the step alone would mislead nobody: the position is what counts."""
+    saved = saved_at(9, 8, images=27, position={"epoch": 1, "images": 8})
+    assert starting_point(Path("a.pt"), saved, plan(8)).step == 4
+
+
+@pytest.mark.parametrize(("batch_size", "end"), [(8, 6), (4, 12), (27, 2)])
+def test_after_the_end_there_is_nothing_to_do(batch_size, end):
+    message = rf"a\.pt: the checkpoint is after step 9.*, the new schedule ends at step {end}: nothing is left to do"
+    with pytest.raises(UserError, match=message):
+        starting_point(Path("a.pt"), saved_at(9, 8), plan(batch_size, epochs=2))
+    starting_point(Path("a.pt"), saved_at(6, 8), plan(batch_size, epochs=2))  # at the very end
+
+
+def test_within_a_batch_there_is_no_start():
+    with pytest.raises(UserError, match=r"a\.pt: train\.batch_size = 5: the run is 8 images into epoch 2"):
+        starting_point(Path("a.pt"), saved_at(7, 8), plan(5))

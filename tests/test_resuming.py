@@ -1,0 +1,204 @@
+"""Resuming whole runs: with another batch size or schedule, on other images, and from checkpoints of older code."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.comparing import assert_same_state, log_lines
+from tests.support.helpers import image_folder
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
+from utils.errors import UserError
+from utils.run.checkpoint import Checkpoints, read_checkpoint
+
+pytestmark = pytest.mark.process
+BATCH = ["--batch-size", "8", "train.images_per_device=4", "logging.pictures_every_steps=null"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A data set of 27 training images (3 steps of 8, a tail of 3) and 9 validation images in 3 classes."""
+    root = tmp_path_factory.mktemp("images")
+    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
+    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
+    return root
+
+
+def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
+    """The entry point in this process."""
+    batch = BATCH
+    if "--batch-size" in more:
+        batch = BATCH[2:]
+    return main([*overriding([*words, *batch], *more), "--data-path", str(images), "--output-dir", str(output)])
+
+
+def contents(folder: Path) -> dict:
+    """Every file of a run but its lock, with its bytes and time."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture(scope="module")
+def even_images(tmp_path_factory):
+    """24 training images: 3 steps of 8 an epoch, 6 of 4, 1 of 24, without a tail."""
+    root = tmp_path_factory.mktemp("even_images")
+    image_folder(root / "train", ("ant", "bee", "cat"), per_class=8)
+    image_folder(root / "val", ("ant", "bee", "cat"), per_class=2, seed=1)
+    return root
+
+
+def start_until(step: int, images: Path, output: Path, main=pretrain, words=PRETRAIN) -> None:
+    """4 epochs of 3 steps of 8 images, of which only checkpoints and result up to `step` are left."""
+    run(main, words, images, output, "--epochs", "4", "checkpoint.every_steps=1", "checkpoint.keep=99",
+        *(["--val-resize-size", "32"] if main is finetune else []))  # fmt: skip
+    for path in (output / "checkpoints").glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+    if step < 12:
+        (output / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "step", "total"), [("4", 18, 24), ("24", 3, 4), ("12", 6, 8)], ids=["smaller", "larger", "odd"]
+)
+def test_with_another_batch_size_a_run_goes_on_at_the_same_image(
+    batch_size, step, total, even_images, tmp_path, capsys
+):
+    """Step 9 of 8 images is the end of the third epoch of 24, whatever the batch."""
+    start_until(9, even_images, tmp_path)
+    words = ["--epochs", "4", "--batch-size", batch_size, "train.images_per_device=4", "checkpoint.keep=99"]
+    capsys.readouterr()
+    run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto", "--allow-config-change")
+    printed = capsys.readouterr().out
+    rate = 1e-3 * (1 + math.cos(math.pi * 3 / 4)) / 2
+    meaning = f"step 9 of 8 images is step {step} of {batch_size} images, epoch 3, learning rate {rate:.3g}"
+    assert meaning in printed
+    lines = log_lines(tmp_path)
+    assert [line["step"] for line in lines] == list(range(step + 1, total + 1))
+    assert {line["epoch"] for line in lines} == {3}
+    assert len(log_lines(tmp_path / "until_step_9_of_8_images")) >= 9
+    checkpoints = sorted((tmp_path / "checkpoints").glob("step_????????.pt"))
+    assert [int(path.stem[5:]) for path in checkpoints] == [step, total]
+    assert read_checkpoint(checkpoints[0])["position"] == {"epoch": 3, "images": 0}
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == total
+
+
+def test_a_run_that_counts_anew_can_be_ended_at_any_point_of_its_start(even_images, tmp_path, monkeypatch):
+    """Whatever has been done of setting aside, the same command goes on at the same image."""
+    start_until(7, even_images, tmp_path / "whole")
+    words = ["--epochs", "4", "--batch-size", "4", "--resume", "auto", "--allow-config-change"]
+    expected = None
+    for point in ("none", "set_aside_others", "set_aside", "set_aside_after"):
+        output = tmp_path / point
+        shutil.copytree(tmp_path / "whole", output, symlinks=True)
+
+        def end(*_arguments):
+            raise KeyboardInterrupt
+
+        if point != "none":
+            with monkeypatch.context() as patch:
+                patch.setattr(Checkpoints, point, end)
+                with pytest.raises(KeyboardInterrupt):
+                    run(pretrain, PRETRAIN, even_images, output, *words)
+        run(pretrain, PRETRAIN, even_images, output, *words)
+        if expected is None:
+            expected = output / "checkpoints/last.pt"
+        assert_same_state(expected, output / "checkpoints/last.pt")
+
+
+def test_a_position_within_a_batch_is_refused_with_the_nearest_sizes_and_touches_nothing(even_images, tmp_path):
+    start_until(8, even_images, tmp_path)
+    before = contents(tmp_path)
+    words = ["--epochs", "4", "--resume", "auto", "--allow-config-change", "train.images_per_device=null"]
+    with pytest.raises(
+        UserError, match=r"step_00000008\.pt: train\.batch_size = 6: .* 16 images into epoch 2, .*: 4 or 8"
+    ):
+        run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--batch-size", "6")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("main, words", [(pretrain, PRETRAIN), (finetune, FINETUNE)])
+def test_a_checkpoint_after_the_end_of_a_shorter_schedule_is_refused_and_touches_nothing(
+    main, words, even_images, tmp_path
+):
+    start_until(9, even_images, tmp_path, main, words)
+    before = contents(tmp_path)
+    more = ["--epochs", "2", "--resume", "auto", "--allow-config-change"]
+    more += ["--val-resize-size", "32"] if main is finetune else []
+    with pytest.raises(UserError, match="checkpoint is after step 9, the new schedule ends at step 6: nothing is left"):
+        run(main, words, even_images, tmp_path, *more)
+    assert contents(tmp_path) == before
+
+
+def test_the_result_of_a_longer_schedule_is_not_taken_for_that_of_a_shorter_one(even_images, tmp_path):
+    """The checkpoint lies exactly at the new end, and beside it is the result of twice as many steps."""
+    start_until(12, even_images, tmp_path)
+    words = ["--epochs", "2", "--resume", str(tmp_path / "checkpoints/step_00000006.pt"), "--allow-config-change"]
+    assert run(pretrain, PRETRAIN, even_images, tmp_path, *words) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == result["step"] == 6 and result["checkpoint"].endswith("step_00000006.pt")
+
+
+def test_a_checkpoint_without_position_and_identity_resumes_as_before_and_says_what_is_not_compared(
+    images, tmp_path, capsys
+):
+    more = ["--epochs", "2", "checkpoint.every_steps=1", "checkpoint.keep=9"]
+    run(pretrain, PRETRAIN, images, tmp_path / "whole", *more)
+    old = read_checkpoint(tmp_path / "whole/checkpoints/step_00000002.pt")
+    del old["position"], old["data"]
+    (tmp_path / "part/checkpoints").mkdir(parents=True)
+    torch.save(old, tmp_path / "part/checkpoints/step_00000002.pt")
+    run(pretrain, PRETRAIN, images, tmp_path / "part", *more, "--resume", "auto")
+    assert "warning: the checkpoint does not say which images train had; compared were only images" in (
+        capsys.readouterr().out
+    )
+    assert_same_state(tmp_path / "whole/checkpoints/last.pt", tmp_path / "part/checkpoints/last.pt")
+
+
+def rename_a_training_image(root: Path) -> None:
+    (root / "train/ant/3.png").rename(root / "train/ant/z.png")
+
+
+def rename_a_validation_image(root: Path) -> None:
+    (root / "val/ant/1.png").rename(root / "val/ant/z.png")
+
+
+def write_other_pixels_under_the_same_names(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (rename_a_training_image, "names of images in train"),
+        (rename_a_validation_image, "names of images in val"),
+        (write_other_pixels_under_the_same_names, "contents of images in train"),
+    ],
+)
+def test_other_images_are_refused_though_they_are_as_many(change, difference, images, tmp_path):
+    more = ["--epochs", "1", "checkpoint.every_steps=1", "--val-resize-size", "32"]
+    run(finetune, FINETUNE, images, tmp_path / "out", *more)
+    changed = tmp_path / "images"
+    shutil.copytree(images, changed)
+    change(changed)
+    words = ["--resume", str(tmp_path / "out/checkpoints/step_00000001.pt"), "--allow-config-change"]
+    with pytest.raises(UserError, match=f"was trained on other data: {difference} differ"):
+        run(finetune, FINETUNE, changed, tmp_path / "out", *more, *words)
+
+
+def test_a_mended_image_is_no_other_data_set(images, tmp_path, capsys):
+    """Somebody replaces the file that an error named, and goes on."""
+    more = ["--epochs", "1", "checkpoint.every_steps=1"]
+    run(pretrain, PRETRAIN, images, tmp_path / "out", *more)
+    changed = tmp_path / "images"
+    shutil.copytree(images, changed)
+    shutil.copy(changed / "train/bee/1.png", changed / "train/ant/1.png")
+    checkpoint = str(tmp_path / "out/checkpoints/step_00000001.pt")
+    assert run(pretrain, PRETRAIN, changed, tmp_path / "out", *more, "--resume", checkpoint) == 0
+    assert "warning: 1 of 27 sampled files of train have changed" in capsys.readouterr().out
