@@ -89,10 +89,13 @@ class BatchPlan:
         """Micro-batches of this rank in an optimizer step."""
         return self.batch_size // (self.images_per_device * self.world_size)
 
-    def slots_of(self, step: int) -> range:
-        """The places of a step's global batch in its epoch, counted from 0."""
+    def slots_of(self, step: int) -> list[int]:
+        """The places of a step's global batch in its epoch, counted from 0.
+
+        An image's repeats lie apart: neighbours in a micro-batch are mixed, and an image should not be its own partner.
+        """
         first = step % self.steps_per_epoch * self.batch_size
-        return range(first, first + self.batch_size)
+        return sorted(range(first, first + self.batch_size), key=lambda slot: slot % self.augmentation_repeats)
 
     def step_at(self, epoch: int, images: int) -> int:
         """How many steps of this plan come before a position: so many images into an epoch, both counted from 0.

@@ -64,7 +64,7 @@ class PlannedJob:
         return keys_at
 
     def expected_keys(self):
-        """Each epoch's order, every image so often in a row, as many as whole batches take."""
+        """Each epoch's order, every image so often in a row, as many as whole batches take; a batch by repeats."""
         used = self.length // self.batch_size * self.batch_size
         keys = []
         for epoch in range(self.epochs):
@@ -73,7 +73,8 @@ class PlannedJob:
                 of_epoch.append((epoch, image))
                 for repeat in range(1, self.repeats):
                     of_epoch.append((epoch, image, repeat))
-            keys += of_epoch[:used]
+            for first in range(0, used, self.batch_size):
+                keys += sorted(of_epoch[first : first + self.batch_size], key=lambda key: key[2:])
         return keys
 
 
@@ -162,18 +163,22 @@ def test_images_of_an_epoch_are_those_of_timms_repeated_augmentation(repeats, re
         )
     monkeypatch.setattr(sampling, "epoch_order", in_order_of_the_folder)
     plan = BatchPlan.make(length, 64, None, epochs=1, augmentation_repeats=repeats)
-    ours = np.concatenate([plan.images_of(step) for step in range(plan.total_steps)])
-    np.testing.assert_array_equal(ours, theirs)
-    assert len(set(ours.tolist())) == -(-512 // repeats)
+    seen = []
+    for step in range(plan.total_steps):
+        images = plan.images_of(step)
+        np.testing.assert_array_equal(np.sort(images), theirs[64 * step : 64 * (step + 1)])
+        assert (images[1:] != images[:-1]).all()  # neighbours are mixed
+        seen += images.tolist()
+    assert len(set(seen)) == -(-512 // repeats)
 
 
 def test_repeats_go_on_where_a_batch_ends():
     plan = BatchPlan.make(length=10, batch_size=4, images_per_device=2, epochs=2, augmentation_repeats=3)
     first, second, third, *_ = epoch_order(10, 0, 1).tolist()
     whole = list(plan.micro_batches(first_step=2))
-    assert whole[:2] == [[(1, first), (1, first, 1)], [(1, first, 2), (1, second)]]
-    assert whole[2:] == [[(1, second, 1), (1, second, 2)], [(1, third), (1, third, 1)]]
-    assert plan.images_of(3).tolist() == [second, second, third, third]
+    assert whole[:2] == [[(1, first), (1, second)], [(1, first, 1), (1, first, 2)]]
+    assert whole[2:] == [[(1, third), (1, second, 1)], [(1, third, 1), (1, second, 2)]]
+    assert plan.images_of(3).tolist() == [third, second, third, second]
 
 
 @pytest.mark.parametrize(
