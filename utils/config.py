@@ -18,12 +18,13 @@ import yaml
 from utils.errors import UserError, first_line, printable
 from utils.hints import nearest_key
 from utils.knobs import CommandLineText, check_limits, convert, knobs, limits_text, yaml_text
-from utils.saved_config import first_lines, refuse_odd_values
+from utils.saved_config import refuse_odd_values
 from utils.strict_yaml import StrictDumper, StrictLoader
 
 Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where it was read)
 Config = typing.TypeVar("Config")  # PretrainConfig or FinetuneConfig
 MOST_COMPLAINTS = 10  # that an error lists
+MOST_COMPLAINTS_OF_A_FILE = 2  # about the config in a checkpoint, which nobody can edit
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")  # begins a word of the command line such as schedule.epochs=30
 
 
@@ -157,12 +158,13 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
 
 def build(
     config_class: type[Config], values: Values, complaints: Iterable[str] = (),
-    other_entry: tuple[str, type] | None = None,
+    other_entry: tuple[str, type] | None = None, most: int = MOST_COMPLAINTS,
 ) -> Config:  # fmt: skip
     """The config with these values over its defaults, or a UserError with a line for each thing wrong.
 
     Args:
         complaints: what is wrong already.
+        most: things wrong that the error lists.
     """
     known = knobs(config_class)
     wrong = list(complaints)
@@ -183,8 +185,8 @@ def build(
         for key, problem in config.problems():
             _, origin = values.get(key, (None, "default"))
             wrong.append(f"{origin}: {key} = {yaml_text(operator.attrgetter(key)(config))}: {problem}")
-    if len(wrong) > MOST_COMPLAINTS:
-        wrong[MOST_COMPLAINTS:] = [f"and {len(wrong) - MOST_COMPLAINTS} more"]
+    if len(wrong) > most:
+        wrong[most:] = [f"and {len(wrong) - most} more"]
     if wrong:
         raise UserError("\n".join(wrong))
     return config
@@ -220,10 +222,7 @@ def from_dict(config_class: type[Config], saved: dict, origin: str) -> Config:
     for section, keys in saved.items():
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, origin)
-    try:
-        return build(config_class, values)
-    except UserError as error:
-        raise UserError(first_lines(str(error), origin)) from error
+    return build(config_class, values, most=MOST_COMPLAINTS_OF_A_FILE)
 
 
 def to_dict(config: object) -> dict:

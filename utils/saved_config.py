@@ -2,7 +2,6 @@
 
 from utils.errors import UserError, printable
 
-MOST_LINES = 3  # of an error about it
 MOST_MEMBERS = 1000  # of a value
 PLAIN = (bool, int, float, str, type(None))
 
@@ -25,12 +24,3 @@ def refuse_odd_values(saved: object, origin: str) -> None:
             for member in members:
                 if type(member) not in PLAIN:
                     raise UserError(f"{origin}: {name} in its config holds a {type(member).__name__}")
-
-
-def first_lines(message: str, origin: str) -> str:
-    """The first lines of a message that has one for each thing wrong, and how many are left out."""
-    lines = message.splitlines()
-    if len(lines) <= MOST_LINES:
-        return message
-    shown = lines[: MOST_LINES - 1]
-    return "\n".join([*shown, f"{origin}: … and {len(lines) - len(shown)} more"])
