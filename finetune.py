@@ -27,6 +27,7 @@ from models.normalize import Normalizer
 from models.trunk import make_trunk, trunk_children
 from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
 from utils.config import parse_entry, to_dict, to_yaml
+from utils.console import fitted
 from utils.distributed import run_entry
 from utils.errors import UserError, printable
 from utils.figures import confusion_figure
@@ -90,7 +91,10 @@ def main(argv: list[str]) -> int:
     begin_output(config, job, state, extra_state, start)
 
     # Train: the loop, and what happens every so many steps
-    log = open_log(config, job, plan, first_step, task="finetuning")
+    log = open_log(
+        config, job, plan, first_step, task="finetuning", model=state.model, classes=len(folder.classes),
+        images={"train": len(folder), **evaluation_data.counts()},
+    )  # fmt: skip
     evaluation = Evaluation(config, job, state, evaluation_data, log)
     stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of, before=(evaluation,))
     save_checkpoint = SaveCheckpoint(log, state, job, extra_state, before=(evaluation,))
@@ -125,7 +129,7 @@ def main(argv: list[str]) -> int:
 
 def note_pretraining(config: FinetuneConfig, job: Job, loaded: LoadedWeights) -> None:
     """Say what was loaded, and keep the config of its training, if that is known, beside config.yaml."""
-    job.say(loaded.report)
+    job.say(fitted(loaded.report))
     if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
         job.say(warning)
     if loaded.config is None:
@@ -192,6 +196,13 @@ class EvaluationData:
         if self.held_out is not None:
             identities["held_out"] = identity(self.held_out)
         return identities
+
+    def counts(self) -> dict[str, int]:
+        """Images of each set."""
+        counts = {"val": len(self.val)}
+        if self.held_out is not None:
+            counts["held out"] = len(self.held_out)
+        return counts
 
 
 class Evaluation:

@@ -20,6 +20,7 @@ from data.sampling import BatchPlan
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.weights import load_from_file, normalisation_warning
 from utils.config import parse_entry, to_dict
+from utils.console import fitted
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.process import StopRequest
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         network = network_from_config(config)
     if config.run.weights and job.resume is None:
         loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
-        job.say(loaded.report)
+        job.say(fitted(loaded.report))
         if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
             job.say(warning)
     state = make_state(config, job, network, plan.steps_per_epoch)
@@ -73,7 +74,10 @@ def main(argv: list[str]) -> int:
     begin_output(config, job, state, extra_state, start)
 
     # Train: the loop, and what happens every so many steps
-    log = open_log(config, job, plan, first_step, task="pretraining")
+    log = open_log(
+        config, job, plan, first_step, task="pretraining", model=state.model, classes=len(folder.classes),
+        images={"train": len(folder)},
+    )  # fmt: skip
     stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
     save_checkpoint = SaveCheckpoint(log, state, job, extra_state)
     hooks = [stop_on_bad_numbers, log, save_checkpoint]

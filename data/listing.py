@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from utils.console import progress_bar
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 ENDINGS = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 DOT = ord(".")  # begins a hidden name
@@ -99,7 +101,7 @@ def list_images(root: str, classes: Iterable[str]) -> Listing:
     sockets and devices named like images, folders that cannot be read, and a folder that belongs to two classes.
     """
     walk = Walk(os.fsencode(root))
-    for name in classes:
+    for name in progress_bar(classes, desc=f"listing {root}", unit="class"):
         walk.list_class(os.fsencode(name))
     return walk.listing
 

@@ -99,7 +99,7 @@ def write_folders(splits: dict[str, Split], output: Path) -> str:
         return f"found {total} in {output}; nothing to do"
     partial = output.with_name(f"{output.name}.partial.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    for name, image in progress_bar(files.items(), desc="writing", unit="image", leave=False):
+    for name, image in progress_bar(files.items(), desc="writing", unit="image"):
         path = partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import textwrap
+import weakref
 from collections.abc import Iterable
 from typing import Any, TextIO
 
@@ -16,8 +17,10 @@ try:
 except ImportError:  # optional: no bars without it
     tqdm = None
 
-WIDTH = 100  # characters in a line of a message
+WIDTH = 100  # characters in a line of a message, or fewer on a narrow terminal
+SECONDS_WITHOUT_BAR = 3.0  # what takes no longer than this shows no bar
 MESSAGES = ("error: ", "warning: ")  # what a message begins with; other lines, such as tables, stay as they are
+bars: weakref.WeakSet = weakref.WeakSet()  # every bar of this program that still exists
 
 
 class LossyStream:
@@ -69,10 +72,10 @@ def secure_console() -> None:
 
 
 def say(line: str = "", *, to_stderr: bool = False, bar: Any = None) -> None:
-    """Print a line, or several. An error or a warning is broken into lines that fit.
+    """Print a line, or several, above a progress bar on the screen. An error or a warning is broken to fit.
 
     Args:
-        bar: a progress bar on the screen; the line appears above it.
+        bar: the bar; default: the one that is on the screen, if there is one.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is None:  # closed before the program began
@@ -82,6 +85,8 @@ def say(line: str = "", *, to_stderr: bool = False, bar: Any = None) -> None:
             line = fitted(line.removeprefix(label), label)
     if not isinstance(stream, LossyStream):
         stream = LossyStream(stream)
+    if bar is None:
+        bar = open_bar()
     if bar is not None:
         bar.write(line, file=stream)
     else:
@@ -91,24 +96,67 @@ def say(line: str = "", *, to_stderr: bool = False, bar: Any = None) -> None:
 
 def say_from_signal_handler(line: str) -> None:
     """A line on stderr. A handler may interrupt a print, which would refuse a second one inside it."""
+    if open_bar() is not None:
+        line = f"\n{line}"  # below the bar
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
-def fitted(message: str, label: str = "") -> str:
-    """Label and message in lines of at most WIDTH characters. A longer word, such as a path, stays whole."""
+def line_width() -> int:
+    """Characters that a line may have: WIDTH, or as many as the terminal has columns if these are fewer."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # no terminal, a closed stream, none at all
+        return WIDTH
+    if columns <= 0:  # a terminal that does not say
+        return WIDTH
+    return min(WIDTH, columns)
+
+
+def fitted(message: str, label: str = "", indent: str = "  ") -> str:
+    """Label and message in lines of at most `line_width`. A longer word, such as a path, stays whole.
+
+    Args:
+        indent: begins the second line and all after it.
+    """
     lines = []
     for line in message.splitlines():
         wrapped = textwrap.wrap(
-            line, WIDTH, initial_indent=label, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
+            line, line_width(), initial_indent=label, subsequent_indent=indent, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
         lines += wrapped or [label]
         label = ""
     return "\n".join(lines)
 
 
-def progress_bar(items: Iterable | None = None, **options: Any) -> Any:
-    """tqdm's bar over `items`, or with `total=`; without tqdm, or where stderr is no terminal, `items` as they are."""
-    if tqdm is None or sys.stderr is None or not sys.stderr.isatty():
+def progress_bar(
+    items: Iterable | None = None, *, delay: float = SECONDS_WITHOUT_BAR, leave: bool = False, **options: Any
+) -> Any:
+    """tqdm's bar over `items`, or with `total=`.
+
+    Without tqdm, where stderr is no terminal, and on other ranks than the first: `items` as they are.
+
+    Args:
+        delay: seconds until the bar appears.
+        leave: whether the bar stays on the screen at its end.
+    """
+    if tqdm is None or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         return items
-    return tqdm(items, **options)
+    bar = tqdm(items, delay=delay, leave=leave, dynamic_ncols=True, **options)
+    bars.add(bar)
+    return bar
+
+
+def open_bar() -> Any:
+    """A bar that has not ended; None if there is none."""
+    for bar in bars:
+        if not bar.disable:  # as tqdm calls it of a bar that was closed, too
+            return bar
+    return None
+
+
+def remove_bars() -> None:
+    """Remove every bar from the screen, as before the last words of a program that fails."""
+    for bar in list(bars):
+        bar.close()

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from utils import launcher
-from utils.console import LossyStream, fitted, say, say_from_signal_handler, secure_console
+from utils.console import LossyStream, fitted, remove_bars, say, say_from_signal_handler, secure_console
 from utils.devices import choose_device, unused_gpus
 from utils.errors import UserError, first_line
 from utils.files import free_space
@@ -185,6 +185,7 @@ def run_entry(main: Callable[[list[str]], int], argv: list[str], output_is_resul
 def end_with(error: BaseException) -> None:
     """End this process. The rank that failed first says why, once: at the end of torchrun's summary, or on stderr."""
     trace = traceback.format_exc()
+    remove_bars()
     if isinstance(error, UserError) and local_rank() > 0:
         # Every rank has met this error, and the first rank of the machine tells of it.
         time.sleep(SECONDS_TO_BE_ENDED)

@@ -69,6 +69,7 @@ def all_figures(runs: Runs, width: int) -> list[NamedFigure]:
     drawn = [
         loss_figure(runs, "pretraining", width),
         loss_figure(runs, "finetuning", width),
+        evaluations_figure(runs),
         resize_size_figure(runs),
         sweep_figure(runs),
     ]
@@ -92,6 +93,31 @@ def loss_figure(runs: Runs, kind: str, width: int) -> NamedFigure | None:
         return None
     figure = figures.curves_figure(series, "optimizer step", f"{kind} loss", width)
     return NamedFigure(f"loss_{kind}", figure, f"Loss of {kind} against the step: {'; '.join(ends)}.")
+
+
+def evaluations_figure(runs: Runs) -> NamedFigure | None:
+    """Top-1 on val against the epoch, of the first resize size of each evaluation; runs evaluated once have no line."""
+    series, ends = {}, []
+    for name, run in runs.items():
+        for weights, top1_at in top1_by_epoch(run).items():
+            if len(top1_at) < 2:
+                continue
+            curve = name if weights == "model" else f"{name}, {weights}"
+            series[curve] = list(top1_at), list(top1_at.values())
+            ends.append(f"{curve} ends at {series[curve][1][-1]:.2f} %")
+    if not series:
+        return None
+    figure = figures.curves_figure(series, "epochs", "top-1 on val [%]", width=1)
+    return NamedFigure("evaluations", figure, f"Top-1 on val against the epoch: {'; '.join(ends)}.")
+
+
+def top1_by_epoch(run: RunFolder) -> dict[str, dict[int, float]]:
+    """Weights (model, ema) -> completed epochs -> top-1 in percent at the first resize size."""
+    scores: dict[str, dict[int, float]] = {}
+    for line in run.evaluations:
+        of_weights = scores.setdefault(line["weights"], {})
+        of_weights.setdefault(line["epoch"] + 1, line["top1"])  # an evaluation is made at the end of its epoch
+    return scores
 
 
 def scores_by_size(runs: Runs) -> dict[str, dict[int, UnitScores]]:

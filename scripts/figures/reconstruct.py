@@ -32,7 +32,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
 from utils.config import from_dict
-from utils.console import say
+from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import PictureRow, grid, save
@@ -149,7 +149,7 @@ def kind_in_words(kind: str) -> str:
 def grid_of_images(pretrained: Pretrained, crops: dict[str, torch.Tensor], radius: float | None) -> Figure:
     """One row an image: label -> (1, 3, H, W) uint8. `radius` as in Pretrained.panels."""
     rows, titles = [], []
-    for label, image in crops.items():
+    for label, image in progress_bar(crops.items(), desc="reconstructions", unit="image"):
         row = PictureRow(label, pictures=[], captions=[])
         titles = ["original"]
         for kind, panels in pretrained.panels(image, radius).items():
@@ -169,7 +169,7 @@ def grid_of_radii(pretrained: Pretrained, image: torch.Tensor, radii: list[float
     trained_radius = pretrained.config.filter.radius
     titles = ["original"]
     rows: dict[tuple[str, str], PictureRow] = {}  # of a kind and a stage
-    for radius in radii:
+    for radius in progress_bar(radii, desc="reconstructions", unit="radius"):
         title = f"radius {radius:g}"
         if radius == trained_radius:
             title += "\n(trained)"

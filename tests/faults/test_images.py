@@ -237,7 +237,7 @@ def test_what_is_left_out_is_said_before_the_first_step(images, tmp_path, capsys
     (images / "val/ant/.DS_Store").touch()
     assert finetune(small_run(FINETUNE, images, tmp_path / "out", "--val-resize-size", "32")) == 0
     lines = capsys.readouterr().out.splitlines()
-    first_step = next(number for number, line in enumerate(lines) if line.startswith("step 1/"))
+    first_step = next(number for number, line in enumerate(lines) if line.startswith("epoch 1/"))
     said = [line for line in lines[:first_step] if line.startswith("left out of ")]
     assert said == [
         f"left out of {images / 'train'}: 1 other endings (ant/notes.txt)",

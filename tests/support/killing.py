@@ -71,10 +71,12 @@ def workers_of(rank: int, output: Path) -> list[int]:
 
 
 def steps_logged(output: Path) -> int:
+    """Lines about training; each is a step where logging.every_steps is 1."""
     path = output / "log.jsonl"
     if not path.exists():
         return 0
-    return path.read_bytes().count(b"\n")
+    whole_lines = path.read_bytes().split(b"\n")[:-1]
+    return sum(b'"grad_norm"' in line for line in whole_lines)
 
 
 def wait_for_a_moment(job: Job, process: subprocess.Popen, target: str, chance: random.Random) -> None:

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from configs.schema import FinetuneConfig
-from utils.config import knobs
+from utils.config import knobs, yaml_text
 from utils.errors import first_line
 
 
@@ -45,9 +45,21 @@ class Board:
             self.active = False
             self.say(f"warning: {self.folder}: no TensorBoard events, since the folder's name is no UTF-8")
         except OSError as error:
-            # A writer that a full disk has refused once raises for ever: the next value gets another one.
-            self.writer, self.purge_step = None, step + 1
-            self.say(f"warning: {self.folder}: TensorBoard events cannot be written ({error.strerror})")
+            self.give_up_writer(error, step)
+
+    def flush(self, step: int) -> None:
+        """Write to the disk what was added up to `step`, which else happens every two minutes."""
+        if self.writer is None:
+            return
+        try:
+            self.writer.flush()
+        except OSError as error:
+            self.give_up_writer(error, step)
+
+    def give_up_writer(self, error: OSError, step: int) -> None:
+        """A writer that a full disk has refused once raises for ever: the next value gets another one."""
+        self.writer, self.purge_step = None, step + 1
+        self.say(f"warning: {self.folder}: TensorBoard events cannot be written ({error.strerror})")
 
     def add_drawing(self, tag: str, draw: Callable, step: int) -> None:
         """The matplotlib figure that `draw()` returns. Without matplotlib there is none, and a warning says so once."""
@@ -88,14 +100,19 @@ class Board:
 
 
 def compared_settings(config: FinetuneConfig) -> dict[str, float | str]:
-    """The knobs marked `compared`, as the HParams tab takes them: numbers, or words; `-` where there is none."""
+    """What the HParams tab shows of a run: the knobs marked `compared`, and every other one that it has changed.
+
+    A column that some runs lack is empty there: they have the default. Knobs that change no score, such as folders and
+    loader processes, are left out. Values are numbers or words, as the tab takes them; `-` stands for null.
+    """
     settings: dict[str, float | str] = {}
     for key, knob in knobs(type(config)).items():
-        if not knob.compared:
-            continue
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
+        is_changed = value != knob.default and knob.affects != "nothing"
+        if not knob.compared and not is_changed:
+            continue
         if value is None:
             value = "-"
-        settings[key] = value if isinstance(value, int | float) else str(value)
+        settings[key] = value if isinstance(value, int | float) else yaml_text(value)
     return settings

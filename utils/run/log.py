@@ -1,33 +1,44 @@
-"""The log of a run: console with progress or ETA, log.jsonl, TensorBoard. All ranks sum, rank 0 writes."""
+"""The log of a run: console, log.jsonl, TensorBoard. All ranks sum, rank 0 writes.
 
-import contextlib
+A line of log.jsonl has the values of its very step; the console shows the mean loss of all steps since the line before.
+"""
+
 import errno
 import itertools
-import json
 import math
-import os
 import resource
 import time
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.console import progress_bar, say
 from utils.distributed import World
-from utils.files import write_atomically
 from utils.run.bad_images import BadImages
 from utils.run.board import Board
+from utils.run.log_file import LogFile
+from utils.run.progress import (
+    WAIT_WORTH_TELLING,
+    Steps,
+    losses_in_words,
+    one_line,
+    start_paragraph,
+    step_in_words,
+    time_left,
+)
 from utils.training.hooks import Every
-from utils.training.step import Metrics
+from utils.training.step import Metrics, add_metrics
 
 if TYPE_CHECKING:
     from utils.run.job import Job
 
 LONGEST_WAIT = 0.02  # share of a step's time
-SHOWN = {"loss": ".4f", "learning_rate": ".2e", "images_per_second": ".1f", "data_wait_share": ".1%"}  # on the console
+BAR = "{percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix}"
+SCORES = ("top1", "top5", "loss")  # of an evaluation: percent, percent, mean cross-entropy
 
 
 class RunLog:
@@ -37,7 +48,7 @@ class RunLog:
         folder: where log.jsonl and the TensorBoard events go.
         first_step: completed steps so far; later lines of an earlier attempt are dropped.
         batch_size: images of a step, over all ranks.
-        workers: loader processes per rank. From the second line on, a hint is printed if more are needed.
+        workers: loader processes per rank. From the second line on, a hint is printed once if steps wait long.
         max_bad_images_share: of an epoch's images; if more were replaced, the run ends.
     """
 
@@ -46,24 +57,25 @@ class RunLog:
         batch_size: int, workers: int = 0, max_bad_images_share: float = 1.0,
     ):  # fmt: skip
         self.world, self.total_steps, self.steps_per_epoch = world, total_steps, steps_per_epoch
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.first_step = batch_size, workers, first_step
         self.every = Every(every_steps, total_steps)
         self.bad_images = BadImages(max_bad_images_share, steps_per_epoch, batch_size)
-        self.path = folder / "log.jsonl"
+        self.file = LogFile(folder / "log.jsonl")
         self.last_line: dict = {}
-        self.unwritten = ""  # lines that a full disk refused
         self.bar = None
         self.board = Board(folder, first_step, active=world.rank == 0, say=self.say)
         if world.rank == 0:
-            self.last_line = drop_lines_after(self.path, first_step)
-            self.bar = progress_bar(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            self.last_line = self.file.drop_lines_after(first_step)
+            self.bar = progress_bar(total=total_steps, initial=first_step, delay=0, bar_format=BAR)
         self.is_first_line = True
+        self.has_hinted = False
         self.metrics: Metrics = {}
         self.learning_rate = 0.0
         self.start_interval()
 
     def start_interval(self) -> None:
         self.interval_start, self.interval_steps, self.waited = time.monotonic(), 0, 0.0
+        self.interval_losses: Metrics = {}
 
     def count(self, learning_rate: float, metrics: Metrics, waited: float) -> None:
         """Take note of a step.
@@ -73,6 +85,8 @@ class RunLog:
             waited: seconds this step waited for the loader.
         """
         self.learning_rate, self.metrics = learning_rate, metrics
+        with torch.no_grad():
+            add_metrics(self.interval_losses, {name: pair for name, pair in metrics.items() if name.startswith("loss")})
         self.interval_steps += 1
         self.waited += waited
         if self.bar is not None:
@@ -84,8 +98,9 @@ class RunLog:
     def run(self, step: int) -> None:
         """Write a line after `step` completed steps. Waits for the device, on all ranks."""
         values, wait_share = self.over_ranks()
+        means = self.mean_losses()
         seconds = self.interval_seconds()
-        line = {"step": step, "epoch": (step - 1) // self.steps_per_epoch, **values}
+        line = {"step": step, "epoch": self.epoch_of(step), **values}
         line |= {
             "learning_rate": self.learning_rate,
             "images_per_second": self.interval_steps * self.batch_size / seconds,
@@ -96,55 +111,66 @@ class RunLog:
         }
         self.last_line = line
         if self.world.rank == 0:
-            self.write_line(line)
+            self.write([line])
             for name, value in line.items():
                 if name not in ("step", "epoch", "time"):
                     self.board.add("scalar", f"train/{name}", value, step)
-            self.show_progress(line, seconds_left=seconds / self.interval_steps * (self.total_steps - step))
+            self.show_progress(line, means, self.seconds_per_step(step) * (self.total_steps - step))
         self.is_first_line = False
         self.start_interval()
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 0, of the last of `step` completed steps."""
+        return (step - 1) // self.steps_per_epoch
+
     def interval_seconds(self) -> float:
         return max(time.monotonic() - self.interval_start, 1e-9)
+
+    def seconds_per_step(self, step: int) -> float:
+        """Evaluations and checkpoints included, but not the slow start, once there is a line after it."""
+        if self.is_first_line:
+            self.pace_since, self.pace_step = time.monotonic(), step
+            return self.interval_seconds() / self.interval_steps
+        return (time.monotonic() - self.pace_since) / (step - self.pace_step)
 
     def over_ranks(self) -> tuple[dict[str, float], float]:
         """The latest step's values, means over all ranks, and the share of the interval that ranks waited for data."""
         rows = [torch.stack(pair).double() for pair in self.metrics.values()]
         rows.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=rows[0].device))
         *sums, (waited, ranks) = self.world.sum(torch.stack(rows)).tolist()
-        values = {}
-        for name, (total, count) in zip(self.metrics, sums, strict=True):
-            if count:  # no image of this kind of corruption in the batch: nothing to say
-                values[name] = total / count
-        return values, min(waited / ranks / self.interval_seconds(), 0.999)
+        return quotients(self.metrics, sums), min(waited / ranks / self.interval_seconds(), 0.999)
 
-    def show_progress(self, line: dict, seconds_left: float) -> None:
-        progress = "  ".join(f"{name} {line[name]:{style}}" for name, style in SHOWN.items())
-        if line["workers_needed"] > self.workers:
-            needed = line["workers_needed"]
-            progress += f" (data.workers {self.workers}: {needed}, on as many cores a rank, would keep up)"
-        if self.bar is not None:
-            self.bar.set_postfix_str(progress)
-            return
-        eta = timedelta(seconds=round(seconds_left))
-        self.say(f"step {line['step']}/{self.total_steps}  epoch {line['epoch']}  {progress}  eta {eta}")
+    def mean_losses(self) -> dict[str, float]:
+        """Means over all ranks and all steps since the line before, for the console."""
+        rows = [torch.stack(pair).double() for pair in self.interval_losses.values()]
+        return quotients(self.interval_losses, self.world.sum(torch.stack(rows)).tolist())
 
-    def write_line(self, line: dict) -> None:
-        """Append to log.jsonl. What a full disk refuses is kept in memory, and written with a later line."""
-        finite = {}
-        for name, value in line.items():  # NaN is no JSON: the gradient norm of a float16 overflow becomes null
-            is_bad = isinstance(value, float) and not math.isfinite(value)
-            finite[name] = None if is_bad else value
-        self.unwritten += json.dumps(finite) + "\n"
-        size = self.path.stat().st_size if self.path.exists() else 0
+    def show_progress(self, line: dict, means: dict[str, float], seconds_left: float) -> None:
+        fields = step_in_words(line["step"], self.total_steps, self.steps_per_epoch)
+        fields += [*losses_in_words(means), f"lr {line['learning_rate']:.2e}"]
+        wait_share = 0.0 if self.is_first_line else line["data_wait_share"]  # the start is slow anyway
+        if wait_share > WAIT_WORTH_TELLING:
+            fields.append(f"data wait {wait_share:.0%}")
+        pace = [f"{line['images_per_second']:.0f} img/s", f"eta {time_left(seconds_left)}"]
+        if self.bar is None:
+            fields += pace
+        else:
+            self.bar.set_postfix_str(", ".join(pace), refresh=False)
+        self.say(one_line(fields))
+        if wait_share > WAIT_WORTH_TELLING and not self.has_hinted:
+            self.has_hinted = True
+            self.say(
+                f"warning: steps wait {wait_share:.0%} of their time for images (data.workers {self.workers}: "
+                f"{line['workers_needed']}, on as many cores a rank, would keep up)"
+            )
+
+    def write(self, lines: list[dict]) -> None:
+        """Append to log.jsonl; what a full disk refuses is said, and written with a later line."""
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self.unwritten)
-            self.unwritten = ""
+            self.file.write(lines)
         except OSError as error:
-            with contextlib.suppress(OSError):  # there may be no file yet
-                os.truncate(self.path, size)  # no half line
-            self.say(f"warning: {self.path}: cannot be written ({error.strerror}); tried again with the next line")
+            path = self.file.path
+            self.say(f"warning: {path}: cannot be written ({error.strerror}); tried again with the next line")
 
     def exchange(self, step: int, stop_requested: bool, notes: list[str]) -> bool:
         """Whether any rank was asked to stop; images that were replaced on any rank are logged.
@@ -165,58 +191,73 @@ class RunLog:
         notes = sorted(itertools.chain(*notes_of_ranks))
         for note in notes:
             self.say(f"step {step}  {note}")
-        self.write_line({"step": step, "replaced_images": len(notes), "replaced": notes})
+        self.write([{"step": step, "replaced_images": len(notes), "replaced": notes}])
 
     def evaluation(self, rows: list[dict], step: int) -> None:
-        """Results after `step` completed steps, rows of utils.training.evaluation.evaluate with their `weights`."""
+        """Scores on val after `step` completed steps.
+
+        Args:
+            rows: of utils.training.evaluation.evaluate, with their `weights`.
+        """
         if self.world.rank != 0:
             return
+        known = []
+        if step == self.first_step:  # made by an earlier start too, if that did not end within it
+            known = self.file.drop_evaluation_of(step)
+        lines = []
         for row in rows:
-            name, size = row["weights"], row["val_resize_size"]
-            for score in ("top1", "top5", "loss"):
-                self.board.add("scalar", f"val/{score}_{name}_at_{size}", row[score], step)
-            self.say(f"step {step}  {name} at {size}: top-1 {row['top1']:.3f} %")
+            weights, size = row["weights"], row["val_resize_size"]
+            line = {"step": step, "epoch": self.epoch_of(step), "split": "val", "weights": weights}
+            line |= {"val_resize_size": size, "images": row["images"]}
+            for score in SCORES:
+                line[score] = row[score]
+                if (weights, size) not in known:  # TensorBoard would show it twice
+                    self.board.add("scalar", f"val/{score}_{weights}_at_{size}", row[score], step)
+            lines.append(line)
+            fields = step_in_words(step, self.total_steps, self.steps_per_epoch)
+            fields += [f"val {weights} at {size}", f"top-1 {row['top1']:.3f} %", f"top-5 {row['top5']:.3f} %"]
+            self.say(one_line([*fields, f"loss {row['loss']:.4f}"]))
+        self.board.flush(step)  # before the lines, which say that TensorBoard has them
+        self.write(lines)
 
     def say(self, line: str) -> None:
         """A line on the console, from rank 0 only, above the progress bar if there is one."""
         if self.world.rank == 0:
-            say(line, bar=self.bar)
+            say(line)
 
     def close(self) -> None:
         """Raises: OSError if lines could not be written to the end."""
         self.board.close()
         if self.bar is not None:
             self.bar.close()
-        if self.unwritten:
-            raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.path))
+        if self.file.unwritten:
+            raise OSError(errno.ENOSPC, "the last lines could not be written", str(self.file.path))
 
 
-class Steps(Protocol):
-    """The part of a data.sampling.BatchPlan that the log needs."""
-
-    length: int  # training images
-    total_steps: int
-    steps_per_epoch: int
-
-
-def open_log(config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, first_step: int, task: str) -> RunLog:
-    """The job's log, with a first line on the console that says what is going to be done.
+def open_log(
+    config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, first_step: int, *, task: str, model: nn.Module,
+    classes: int, images: Mapping[str, int],
+) -> RunLog:  # fmt: skip
+    """The job's log. On the console it begins with a paragraph on what is going to be done.
 
     Args:
-        task: "pretraining" or "finetuning".
+        task, model, classes, images: for that paragraph, as `start_paragraph` takes them.
     """
-    log = RunLog(
+    job.say(start_paragraph(config, job, plan, first_step, task=task, model=model, classes=classes, images=images))
+    return RunLog(
         job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, batch_size=config.train.batch_size,
         workers=job.workers, max_bad_images_share=config.data.max_bad_images_share,
     )  # fmt: skip
-    ranks = "1 rank" if job.world.size == 1 else f"{job.world.size} ranks"
-    precision = str(job.dtype).removeprefix("torch.")
-    log.say(
-        f"{task} {config.model.name} on {plan.length} images; {plan.total_steps} steps of {config.train.batch_size} "
-        f"images, {ranks} on {job.world.device.type}, {precision}"
-    )
-    return log
+
+
+def quotients(names: Metrics, sums: list[list[float]]) -> dict[str, float]:
+    """name -> total / count. No image of this kind of corruption in the batch: nothing to say."""
+    values = {}
+    for name, (total, count) in zip(names, sums, strict=True):
+        if count:
+            values[name] = total / count
+    return values
 
 
 def workers_needed(workers: int, wait_share: float) -> int:
@@ -236,20 +277,3 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes * 1024 / 1e9
-
-
-def drop_lines_after(path: Path, steps: int) -> dict:
-    """Drop the lines of log.jsonl after `steps` completed steps, and one cut short. Returns: the last step's line."""
-    if not path.exists():
-        return {}
-    remaining, last = "", {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, LookupError):
-            values = json.loads(line)
-            if values["step"] > steps:
-                continue
-            remaining += line + "\n"
-            if "loss" in values:
-                last = values
-    write_atomically(path, lambda file: file.write(remaining.encode()))
-    return last

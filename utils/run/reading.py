@@ -9,6 +9,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import build, from_dict, knobs, read_yaml, to_dict
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
+from utils.run.log_file import is_evaluation_line, is_training_line, read_lines
 from utils.saved_config import refuse_odd_values
 
 FlatConfig = dict[str, Any]  # "section.key" -> value
@@ -21,6 +22,7 @@ class RunFolder:
     folder: Path
     config: FlatConfig
     log: list[dict]  # the lines of log.jsonl about training steps
+    evaluations: list[dict]  # those about evaluations during training: one for each weights and resize size
     result: dict  # of result.json; empty if the run has not finished
     sweep: dict  # of frequency_sweep.json; empty if there is none
 
@@ -38,10 +40,12 @@ def read_run(folder: Path) -> RunFolder:
     """Raises: UserError if it is not the folder of a run."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run (it has no config.yaml); give folders that pretrain.py or finetune.py wrote")
+    lines = read_lines(folder / "log.jsonl")
     return RunFolder(
         folder=folder,
         config=resolved_config(str(folder)),
-        log=read_log(folder / "log.jsonl"),
+        log=[line for line in lines if is_training_line(line)],
+        evaluations=[line for line in lines if is_evaluation_line(line)],
         result=read_json(folder / "result.json"),
         sweep=read_json(folder / "frequency_sweep.json"),
     )
@@ -90,21 +94,6 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a log.jsonl about training steps. A line that was cut short, as by a kill, is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if "loss" in values:
-            lines.append(values)
-    return lines
 
 
 def flat(config: dict) -> dict[str, object]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from utils.console import progress_bar
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import exact_float32
@@ -62,7 +63,7 @@ def evaluate(
     counts = torch.zeros(len(names), 4, dtype=torch.int64, device=world.device)  # images, top 1, top 5, not finite
     losses = torch.zeros(len(names), dtype=torch.float64, device=world.device)
     world.copy_from_rank_0(model.buffers())
-    for crops, labels in batches:
+    for crops, labels in progress_bar(batches, desc="evaluation", unit="batch"):
         labels = labels.to(world.device, non_blocking=True)
         for view, images in enumerate(views(crops.to(world.device, non_blocking=True))):
             with in_evaluation(model):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from configs.schema import FinetuneConfig
 from scripts.figures import plot
+from utils.config import to_dict, to_yaml
 from utils.errors import UserError
-from utils.run.reading import read_run
+from utils.run.reading import RunFolder, read_run
 
 
 @pytest.mark.process
@@ -28,6 +31,38 @@ def test_seeds_of_one_recipe_are_an_arm_with_an_interval(runs):
     (by_size,) = plot.scores_by_size(plot.named([finetuning])).values()
     (scores,) = by_size.values()
     assert scores.interval is None  # of one run
+
+
+def evaluated_run(folder: Path, lines: list[dict]) -> RunFolder:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(to_dict(FinetuneConfig())))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_run(folder)
+
+
+def evaluation(epoch: int, size: int, top1: float, weights: str = "model") -> dict:
+    scores = {"top1": top1, "top5": 99.0, "loss": 1.0}
+    return {"step": 4 * epoch + 4, "epoch": epoch, "split": "val", "weights": weights, "val_resize_size": size} | scores
+
+
+def test_runs_that_evaluated_several_times_have_a_curve_at_their_first_size(tmp_path):
+    lines: list[dict] = []
+    for epoch, top1 in ((0, 10.0), (4, 30.0)):
+        lines.append({"step": 4 * epoch + 4, "epoch": epoch, "loss": 1.0, "images_per_second": 5.0})
+        for weights, more in (("model", 0.0), ("ema", 5.0)):
+            for size, less in ((235, 0.0), (256, 9.0)):
+                lines.append(evaluation(epoch, size, top1 + more - less, weights))
+    several = evaluated_run(tmp_path / "several", lines)
+    once = evaluated_run(tmp_path / "once", [evaluation(0, 235, 50.0)])
+    assert plot.top1_by_epoch(several) == {"model": {1: 10.0, 5: 30.0}, "ema": {1: 15.0, 5: 35.0}}
+    assert [line["step"] for line in several.log] == [4, 20]
+    figure = plot.evaluations_figure(plot.named([several, once]))
+    (axis,) = figure.figure.axes
+    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
+    assert drawn == [([1, 5], [10.0, 30.0]), ([1, 5], [15.0, 35.0])]
+    assert figure.description.endswith("several ends at 30.00 %; several, ema ends at 35.00 %.")
+    assert plot.evaluations_figure(plot.named([once])) is None
+    assert "evaluations" in [figure.name for figure in plot.all_figures(plot.named([several, once]), width=1)]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

@@ -21,6 +21,7 @@ from scripts.study.scheduler import Machine, Scheduler
 from tests.support.helpers import image_folder
 from tests.support.launch import ROOT
 from utils.errors import UserError
+from utils.run.log_file import is_training_line, read_lines
 from utils.run.reading import resolved_config
 
 STUDY = """
@@ -153,8 +154,8 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
     for name in ("results.csv", "table.md"):
         assert (output / name).read_text() == (uninterrupted / name).read_text()
     for run in RUNS:
-        steps = re.findall(r'"step": (\d+)', (output / run / "log.jsonl").read_text())
-        assert steps == [str(number) for number in range(1, 13)], run
+        steps = [line["step"] for line in read_lines(output / run / "log.jsonl") if is_training_line(line)]
+        assert steps == list(range(1, 13)), run
 
 
 @pytest.mark.process

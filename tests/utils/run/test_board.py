@@ -63,11 +63,15 @@ def test_other_ranks_draw_and_write_nothing(tmp_path):
     assert warnings == [] and list(tmp_path.iterdir()) == []
 
 
-def test_hparams_are_the_knobs_marked_so():
-    config = parse_command_line(FinetuneConfig, ["optimizer.learning_rate=0.5", "loss.name=ce"], "")
-    settings = compared_settings(config)
-    assert settings.keys() == {
+def test_hparams_are_the_knobs_marked_so_and_those_that_a_run_has_changed():
+    marked = {
         "run.seed", "run.weights", "model.name", "data.train_crop_size", "loss.name", "optimizer.name",
         "optimizer.learning_rate", "optimizer.weight_decay", "schedule.epochs", "train.batch_size", "train.precision",
     }  # fmt: skip
+    assert compared_settings(FinetuneConfig()).keys() == marked
+    words = ["optimizer.learning_rate=0.5", "loss.name=ce", "optimizer.clip_grad_norm=1", "data.mean=[0.5,0.5,0.5]"]
+    words += ["data.val_resize_size=[235,256]", "run.output_dir=elsewhere", "data.workers=3"]  # the last two: nothing
+    settings = compared_settings(parse_command_line(FinetuneConfig, words, ""))
+    assert settings.keys() == marked | {"optimizer.clip_grad_norm", "data.mean", "data.val_resize_size"}
     assert (settings["optimizer.learning_rate"], settings["loss.name"], settings["run.weights"]) == (0.5, "ce", "-")
+    assert (settings["optimizer.clip_grad_norm"], settings["data.val_resize_size"]) == (1.0, "[235, 256]")

@@ -51,6 +51,16 @@ def take(log, steps):
     log.close()
 
 
+def evaluation_rows(top1=50.0):
+    """As an evaluation of a model and its average at two sizes gives them."""
+    rows = []
+    for weights in ("model", "ema"):
+        for size in (40, 33):
+            row = {"weights": weights, "val_resize_size": size, "images": 8, "top1_count": 4, "top5_count": 6}
+            rows.append(row | {"top1": top1, "top5": 75.0, "loss": 1.5})
+    return rows
+
+
 def lines(folder):
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
@@ -113,15 +123,16 @@ def test_too_few_workers_are_told_with_how_many_would_do(tmp_path, monkeypatch, 
     """Steps of 2 s. Of w workers that are waited for during a share s of it, w / (1 - s) would have kept up."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    log = run_log(tmp_path, workers=workers, total=4)
-    for step in range(4):
+    log = run_log(tmp_path, workers=workers, total=6)
+    for step in range(6):
         now[0] += 2.0
         take_step(log, step, waited=waited)
     log.close()
-    first, second = lines(tmp_path)
-    assert (first["workers_needed"], second["workers_needed"]) == (workers, needed)  # the start is slow anyway
-    hint = f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)"
-    assert capsys.readouterr().out.count(hint) == (needed > workers)
+    assert [line["workers_needed"] for line in lines(tmp_path)] == [workers, needed, needed]  # the start is slow anyway
+    printed = " ".join(capsys.readouterr().out.split())
+    is_long = waited / 2 > 0.1
+    assert printed.count(f"(data.workers {workers}: {needed}, on as many cores a rank, would keep up)") == is_long
+    assert printed.count(f"data wait {waited / 2:.0%}") == 2 * is_long
 
 
 @given(st.integers(1, 64), st.floats(0.021, 0.99))
@@ -132,16 +143,57 @@ def test_that_many_workers_do_keep_up_and_one_less_would_not(workers, share):
     assert workers / (workers_needed(workers, share) - 1) > step * (1 - 1e-9) or workers_needed(workers, share) == 1
 
 
-def test_console_says_the_same(tmp_path, capsys):
-    take(run_log(tmp_path, every=9), range(9))
-    printed = capsys.readouterr().out
-    assert "step 9/9  epoch 2  loss 8.0000  learning_rate 5.56e-02" in printed
+def test_console_says_where_we_are_and_the_mean_loss_since_the_line_before(tmp_path, monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = run_log(tmp_path, every=4)
+    for step in range(9):
+        now[0] += 50.0 if step < 4 else 2.0  # the start is slow
+        take_step(log, step)
+    log.close()
+    assert capsys.readouterr().out.splitlines() == [
+        # Losses of steps 0 to 3, 4 to 7 and 8; no image was high-passed. 16 images a step.
+        "epoch 2/3  step 4/9  loss 1.5000  low 4.000  lr 1.25e-01  0 img/s  eta 4m10s",
+        "epoch 3/3  step 8/9  loss 5.5000  low 12.000  lr 6.25e-02  8 img/s  eta 2s",
+        "epoch 3/3  step 9/9  loss 8.0000  low 17.000  lr 5.56e-02  8 img/s  eta 0s",
+    ]
+    assert [line["loss"] for line in lines(tmp_path)] == [3, 7, 8]  # of the very step
+
+
+def test_the_mean_weighs_each_image_alike(tmp_path, capsys):
+    log = run_log(tmp_path, every=2)
+    one = torch.tensor(1.0)
+    for step, (total, count) in enumerate([(6.0, 3.0), (8.0, 1.0)]):
+        pair = torch.tensor(total), torch.tensor(count)
+        take_step(log, step, {"loss": (one, one), "loss_high_pass": pair})
+    log.close()
+    assert "high 3.500" in capsys.readouterr().out  # 14 / 4, and not the mean of 2 and 8
+
+
+def test_the_longest_line_of_a_recipe_fits(tmp_path, monkeypatch, capsys):
+    """300 epochs of ImageNet, at the end."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = RunLog(
+        tmp_path, World(0, 1, 1, torch.device("cpu")), every_steps=50, first_step=0, total_steps=187500,
+        steps_per_epoch=625, batch_size=2048,
+    )  # fmt: skip
+    for step in (100_000, 187_450):
+        for _ in range(50):
+            now[0] += 0.7
+            log.count(1.2e-5, metrics(0) | {"loss_high_pass": (torch.tensor(1.0), torch.tensor(2.0))}, 0.0)
+        log.run(step)
+    log.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("high 0.500 lr 1.20e-05 2926 img/s eta 17h")
+    assert printed[1].startswith("epoch 300/300 ") and "step 187450/187500" in printed[1]
+    assert len(printed) == 2 and max(map(len, printed)) <= 100
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
     log = run_log(tmp_path, rank=1)
     log.say("hello")
-    log.evaluation([{"weights": "model", "val_resize_size": 40, "top1": 1.0, "top5": 2.0, "loss": 3.0}], 9)
+    log.evaluation(evaluation_rows(), 9)
     take(log, range(9))
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -198,18 +250,70 @@ def test_tensorboard_holds_the_same_values(tmp_path):
     }
 
 
-def test_tensorboard_holds_the_evaluation(tmp_path):
+def test_an_evaluation_is_a_line_for_each_weights_and_size(tmp_path, capsys):
     log = run_log(tmp_path)
-    rows = [
-        {"weights": weights, "val_resize_size": size, "top1": 50.0, "top5": 75.0, "loss": 1.5}
-        for weights in ("model", "ema") for size in (40, 33)
+    for step in range(6):
+        take_step(log, step)
+    log.evaluation(evaluation_rows(), step=6)
+    take(log, range(6, 9))
+    evaluations = [line for line in lines(tmp_path) if "split" in line]
+    assert evaluations[2] == {
+        "step": 6, "epoch": 1, "split": "val", "weights": "ema", "val_resize_size": 40, "images": 8, "top1": 50.0,
+        "top5": 75.0, "loss": 1.5,
+    }  # fmt: skip
+    assert [(line["step"], "split" in line) for line in lines(tmp_path)] == [
+        (2, False), (4, False), (6, False), *[(6, True)] * 4, (8, False), (9, False),
     ]  # fmt: skip
-    log.evaluation(rows, step=6)
-    log.close()
+    assert "epoch 2/3  step 6/9  val ema at 33  top-1 50.000 %  top-5 75.000 %  loss 1.5000" in capsys.readouterr().out
     for weights in ("model", "ema"):
         for size in (40, 33):
             assert scalars(tmp_path, f"val/top1_{weights}_at_{size}") == {6: 50.0}
             assert scalars(tmp_path, f"val/loss_{weights}_at_{size}") == {6: 1.5}
+
+
+def test_the_line_of_a_step_is_at_hand_after_an_evaluation_and_a_resume(tmp_path):
+    log = run_log(tmp_path)
+    for step in range(4):
+        take_step(log, step)
+    log.evaluation(evaluation_rows(), step=4)
+    assert log.last_line["learning_rate"] == 0.125
+    log.close()
+    log = run_log(tmp_path, first=4)
+    assert log.last_line["learning_rate"] == 0.125 and log.last_line["loss"] == 3
+    log.close()
+
+
+@pytest.mark.parametrize(("first", "steps_of_evaluations"), [(2, []), (3, [3]), (5, [3]), (6, [3, 6]), (8, [3, 6])])
+def test_resuming_drops_later_evaluations(tmp_path, first, steps_of_evaluations):
+    log = run_log(tmp_path)
+    for step in range(8):
+        take_step(log, step)
+        if (step + 1) % 3 == 0:
+            log.evaluation(evaluation_rows(), step + 1)
+    log.close()
+    run_log(tmp_path, first=first).close()
+    assert [line["step"] for line in lines(tmp_path) if "split" in line] == [
+        step for step in steps_of_evaluations for _ in range(4)
+    ]
+
+
+@pytest.mark.parametrize("rows_before", [0, 1, 4])
+def test_an_evaluation_that_is_made_again_after_a_resume_is_there_once(tmp_path, rows_before):
+    """An earlier start ended before it, within it, or just after it."""
+    log = run_log(tmp_path)
+    for step in range(3):
+        take_step(log, step)
+    log.evaluation(evaluation_rows()[:rows_before], step=3)
+    log.close()
+    log = run_log(tmp_path, first=3)
+    log.evaluation(evaluation_rows(), step=3)
+    take(log, range(3, 9))
+    expected = [("model", 40), ("model", 33), ("ema", 40), ("ema", 33)]
+    evaluations = [line for line in lines(tmp_path) if "split" in line]
+    assert [(line["weights"], line["val_resize_size"]) for line in evaluations] == expected
+    assert [line["step"] for line in lines(tmp_path)] == [2, 3, 3, 3, 3, 4, 6, 8, 9]
+    for weights, size in expected:
+        assert scalars(tmp_path, f"val/top1_{weights}_at_{size}") == {3: 50.0}
 
 
 @pytest.mark.parametrize("first", [3, 5])
@@ -231,14 +335,14 @@ def test_lines_that_a_full_disk_refuses_are_written_later_and_in_order(tmp_path,
     """/dev/full fails as a full disk does; the file that was there is kept whole."""
     log = run_log(tmp_path, every=1)
     take_step(log, 0)
-    real, log.path = log.path, Path("/dev/full")
+    real, log.file.path = log.file.path, Path("/dev/full")
     monkeypatch.setattr(os, "truncate", lambda path, size: None)
     for step in (1, 2):
         take_step(log, step)
     assert capsys.readouterr().out.count("warning: /dev/full: cannot be written (No space left on device)") == 2
     with pytest.raises(OSError, match="last lines could not be written"):
         log.close()
-    log.path = real
+    log.file.path = real
     take_step(log, 3)
     log.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]

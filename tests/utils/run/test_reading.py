@@ -9,7 +9,8 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from tests.support.launch import ROOT
 from utils.config import to_dict, to_yaml
 from utils.errors import UserError
-from utils.run.reading import differing, flat, is_pretraining, read_json, read_log, read_run, resolved_config
+from utils.run.log_file import read_lines
+from utils.run.reading import differing, flat, is_pretraining, read_json, read_run, resolved_config
 
 
 def test_a_config_is_of_pretraining_by_its_filter_nested_or_flat():
@@ -57,16 +58,21 @@ def test_a_checkpoint_without_a_config_is_an_error(tmp_path):
         resolved_config(str(tmp_path / "weights.pt"))
 
 
-def test_a_log_without_evaluations_and_lines_cut_short(tmp_path):
+def test_lines_of_each_kind_are_told_apart_and_those_cut_short_are_left_out(tmp_path):
     lines = [
         '{"step": 1, "loss": 0.5}',
         '{"step": 1, "replaced_images": 1}',
+        '{"step": 1, "split": "val", "weights": "model", "top1": 50.0, "loss": 1.5}',
         '{"step": 2, "loss": null}',
+        "null",
         '{"step": 3, "lo',
     ]
+    (tmp_path / "config.yaml").write_text(to_yaml(to_dict(FinetuneConfig())))
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
-    assert read_log(tmp_path / "nowhere.jsonl") == [] and read_json(tmp_path / "nowhere.json") == {}
+    run = read_run(tmp_path)
+    assert run.log == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert [line["top1"] for line in run.evaluations] == [50.0]
+    assert read_lines(tmp_path / "nowhere.jsonl") == [] and read_json(tmp_path / "nowhere.json") == {}
 
 
 def test_keys_that_one_side_alone_has_differ():
