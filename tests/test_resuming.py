@@ -52,10 +52,19 @@ def even_images(tmp_path_factory):
     return root
 
 
-def start_until(step: int, images: Path, output: Path, main=pretrain, words=PRETRAIN) -> None:
-    """4 epochs of 3 steps of 8 images, of which only checkpoints and result up to `step` are left."""
-    run(main, words, images, output, "--epochs", "4", "checkpoint.every_steps=1", "checkpoint.keep=99",
-        *(["--val-resize-size", "32"] if main is finetune else []))  # fmt: skip
+@pytest.fixture(scope="module")
+def four_epochs(even_images, tmp_path_factory):
+    """A finished pretraining of 12 steps of 8 images, with the checkpoints of steps 6 to 9 and 12."""
+    output = tmp_path_factory.mktemp("four_epochs")
+    run(pretrain, PRETRAIN, even_images, output, "--epochs", "4", "checkpoint.every_steps=1", "checkpoint.keep=7")
+    for step in (10, 11):
+        (output / f"checkpoints/step_{step:08d}.pt").unlink()
+    return output
+
+
+def copy_until(step: int, whole: Path, output: Path) -> None:
+    """The run as if its newest checkpoint were that of `step`; it has no result unless `step` is the last."""
+    shutil.copytree(whole, output, symlinks=True, dirs_exist_ok=True)
     for path in (output / "checkpoints").glob("step_*.pt"):
         if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
@@ -67,10 +76,10 @@ def start_until(step: int, images: Path, output: Path, main=pretrain, words=PRET
     ("batch_size", "step", "total"), [("4", 18, 24), ("24", 3, 4), ("12", 6, 8)], ids=["smaller", "larger", "odd"]
 )
 def test_with_another_batch_size_a_run_goes_on_at_the_same_image(
-    batch_size, step, total, even_images, tmp_path, capsys
+    batch_size, step, total, even_images, four_epochs, tmp_path, capsys
 ):
     """Step 9 of 8 images is the end of the third epoch of 24, whatever the batch."""
-    start_until(9, even_images, tmp_path)
+    copy_until(9, four_epochs, tmp_path)
     words = ["--epochs", "4", "--batch-size", batch_size, "train.images_per_device=4", "checkpoint.keep=99"]
     capsys.readouterr()
     run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto", "--allow-config-change")
@@ -88,9 +97,9 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_image(
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == total
 
 
-def test_a_run_that_counts_anew_can_be_ended_at_any_point_of_its_start(even_images, tmp_path, monkeypatch):
+def test_a_run_that_counts_anew_can_be_ended_at_any_point_of_its_start(even_images, four_epochs, tmp_path, monkeypatch):
     """Whatever has been done of setting aside, the same command goes on at the same image."""
-    start_until(7, even_images, tmp_path / "whole")
+    copy_until(7, four_epochs, tmp_path / "whole")
     words = ["--epochs", "4", "--batch-size", "4", "--resume", "auto", "--allow-config-change"]
     expected = None
     for point in ("none", "set_aside_others", "set_aside", "set_aside_after"):
@@ -111,8 +120,10 @@ def test_a_run_that_counts_anew_can_be_ended_at_any_point_of_its_start(even_imag
         assert_same_state(expected, output / "checkpoints/last.pt")
 
 
-def test_a_position_within_a_batch_is_refused_with_the_nearest_sizes_and_touches_nothing(even_images, tmp_path):
-    start_until(8, even_images, tmp_path)
+def test_a_position_within_a_batch_is_refused_with_the_nearest_sizes_and_touches_nothing(
+    even_images, four_epochs, tmp_path
+):
+    copy_until(8, four_epochs, tmp_path)
     before = contents(tmp_path)
     words = ["--epochs", "4", "--resume", "auto", "--allow-config-change", "train.images_per_device=null"]
     with pytest.raises(
@@ -126,18 +137,19 @@ def test_a_position_within_a_batch_is_refused_with_the_nearest_sizes_and_touches
 def test_a_checkpoint_after_the_end_of_a_shorter_schedule_is_refused_and_touches_nothing(
     main, words, even_images, tmp_path
 ):
-    start_until(9, even_images, tmp_path, main, words)
+    sizes = ["--val-resize-size", "32"] if main is finetune else []
+    run(main, words, even_images, tmp_path, *sizes, "--epochs", "3")
+    (tmp_path / "result.json").unlink()
     before = contents(tmp_path)
-    more = ["--epochs", "2", "--resume", "auto", "--allow-config-change"]
-    more += ["--val-resize-size", "32"] if main is finetune else []
+    more = [*sizes, "--epochs", "2", "--resume", "auto", "--allow-config-change"]
     with pytest.raises(UserError, match="checkpoint is after step 9, the new schedule ends at step 6: nothing is left"):
         run(main, words, even_images, tmp_path, *more)
     assert contents(tmp_path) == before
 
 
-def test_the_result_of_a_longer_schedule_is_not_taken_for_that_of_a_shorter_one(even_images, tmp_path):
+def test_the_result_of_a_longer_schedule_is_not_taken_for_that_of_a_shorter_one(even_images, four_epochs, tmp_path):
     """The checkpoint lies exactly at the new end, and beside it is the result of twice as many steps."""
-    start_until(12, even_images, tmp_path)
+    copy_until(12, four_epochs, tmp_path)
     words = ["--epochs", "2", "--resume", str(tmp_path / "checkpoints/step_00000006.pt"), "--allow-config-change"]
     assert run(pretrain, PRETRAIN, even_images, tmp_path, *words) == 0
     result = json.loads((tmp_path / "result.json").read_text())
@@ -147,7 +159,7 @@ def test_the_result_of_a_longer_schedule_is_not_taken_for_that_of_a_shorter_one(
 def test_a_checkpoint_without_position_and_identity_resumes_as_before_and_says_what_is_not_compared(
     images, tmp_path, capsys
 ):
-    more = ["--epochs", "2", "checkpoint.every_steps=1", "checkpoint.keep=9"]
+    more = ["--epochs", "2", "checkpoint.every_steps=2", "checkpoint.keep=9"]
     run(pretrain, PRETRAIN, images, tmp_path / "whole", *more)
     old = read_checkpoint(tmp_path / "whole/checkpoints/step_00000002.pt")
     del old["position"], old["data"]

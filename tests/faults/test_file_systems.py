@@ -68,6 +68,18 @@ def test_without_any_links_there_is_no_last_one_warning_and_all_else_as_ever(no_
     assert find_resume(saver, "auto") == tmp_path / "step_00000003.pt"
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run_and_goes_later(tmp_path, monkeypatch, capsys):
+    """Somebody has it open, over SMB."""
+    saver = Checkpoints(tmp_path, 1, None, 15)
+    first = saver.save(1, CONTENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(errno.EBUSY))
+        saver.save(2, CONTENT)
+    assert f"warning: {first}: cannot be removed (Device or resource busy)" in capsys.readouterr().out
+    saver.save(3, CONTENT)
+    assert names(tmp_path) == ["last.pt", "step_00000003.pt"]
+
+
 def test_a_link_of_an_earlier_file_system_does_not_stay_behind(no_links, tmp_path):
     """A folder that was copied: its last.pt is an older checkpoint's copy."""
     torch.save({"model": {}, "step": 1}, tmp_path / "last.pt")

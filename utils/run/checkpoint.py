@@ -60,7 +60,7 @@ class Checkpoints:
         self.point_last_at(path)
         for old in self.all()[: -self.keep]:
             if old != path:
-                old.unlink(missing_ok=True)
+                remove(old)
         return path
 
     def attempt(self, step: int, content: dict, required: bool) -> str:
@@ -129,6 +129,14 @@ class Checkpoints:
     def newest(self) -> Path | None:
         checkpoints = self.all()
         return checkpoints[-1] if checkpoints else None
+
+
+def remove(path: Path) -> None:
+    """A checkpoint that cannot be removed, as one that somebody has open over SMB, is tried again at the next save."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"warning: {path}: cannot be removed ({error.strerror})", flush=True)
 
 
 def size_of(content: object) -> int:
