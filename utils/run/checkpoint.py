@@ -136,7 +136,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        print(f"warning: {path}: cannot be removed ({error.strerror})", flush=True)
+        say(f"warning: {path}: cannot be removed ({error.strerror})")
 
 
 def size_of(content: object) -> int:
