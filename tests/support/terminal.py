@@ -55,10 +55,14 @@ class Screen:
         return [line.rstrip() for line in self.lines]
 
 
+def set_columns(terminal: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+
+
 def run_on_terminal(command: list[str], folder: Path, columns: int) -> tuple[int, str]:
     """Exit code of a command that is started in `folder` on a terminal of so many columns, and all that it wrote."""
     main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    set_columns(terminal, columns)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
