@@ -102,15 +102,17 @@ def say_from_signal_handler(line: str) -> None:
         os.write(2, f"{line}\n".encode())
 
 
+def columns_of(stream: TextIO | None) -> int:
+    """The width of a terminal; 0 if the stream is none, or the terminal does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # no terminal, a closed stream, none at all
+        return 0
+
+
 def line_width() -> int:
     """Characters that a line may have: WIDTH, or as many as the terminal has columns if these are fewer."""
-    try:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError, AttributeError):  # no terminal, a closed stream, none at all
-        return WIDTH
-    if columns <= 0:  # a terminal that does not say
-        return WIDTH
-    return min(WIDTH, columns)
+    return min(WIDTH, columns_of(sys.stdout) or WIDTH)
 
 
 def fitted(message: str, label: str = "", indent: str = "  ") -> str:
@@ -133,15 +135,15 @@ def fitted(message: str, label: str = "", indent: str = "  ") -> str:
 def progress_bar(
     items: Iterable | None = None, *, delay: float = SECONDS_WITHOUT_BAR, leave: bool = False, **options: Any
 ) -> Any:
-    """tqdm's bar over `items`, or with `total=`.
+    """tqdm's bar over `items`, or with `total=`; where there can be none, `items` as they are.
 
-    Without tqdm, where stderr is no terminal, and on other ranks than the first: `items` as they are.
+    There is none without tqdm, on other ranks than the first, and where stderr is no terminal or one of unknown width.
 
     Args:
         delay: seconds until the bar appears.
         leave: whether the bar stays on the screen at its end.
     """
-    if tqdm is None or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    if tqdm is None or os.environ.get("RANK", "0") != "0" or columns_of(sys.stderr) == 0:
         return items
     bar = tqdm(items, delay=delay, leave=leave, dynamic_ncols=True, **options)
     bars.add(bar)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import ROOT
+from tests.support.terminal import Screen, set_columns
 from utils import console
 from utils.console import LossyStream, fitted, say
 
@@ -103,6 +104,7 @@ def test_without_a_terminal_there_is_no_bar(monkeypatch):
 def test_a_bar_on_a_terminal_that_went_away_changes_nothing(monkeypatch):
     pytest.importorskip("tqdm")
     main, terminal = os.openpty()
+    set_columns(terminal, 80)
     stream = LossyStream(os.fdopen(terminal, "w"))
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "stdout", stream)
@@ -113,6 +115,67 @@ def test_a_bar_on_a_terminal_that_went_away_changes_nothing(monkeypatch):
         say(f"step {step}", bar=bar)
     bar.close()
     assert LossyStream.failure is not None
+
+
+def become_terminal(monkeypatch) -> int:
+    """Stdout and stderr are a terminal from now on. Returns: its other end, from which to read what was written."""
+    pytest.importorskip("tqdm")
+    main, terminal = os.openpty()
+    set_columns(terminal, 80)
+    stream = LossyStream(os.fdopen(terminal, "w"))
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.delenv("RANK", raising=False)
+    return main
+
+
+def written_to(terminal: int) -> str:
+    """All that was written since the last call."""
+    end = b"\a"  # a bell, since the kernel passes on what was written a moment later
+    os.write(sys.stdout.fileno(), end)
+    written = b""
+    while not written.endswith(end):
+        written += os.read(terminal, 10**6)
+    return written.removesuffix(end).decode()
+
+
+def test_what_is_done_soon_shows_no_bar(monkeypatch):
+    terminal = become_terminal(monkeypatch)
+    assert list(console.progress_bar(range(1000))) == list(range(1000))
+    assert written_to(terminal) == ""
+    assert list(console.progress_bar(range(10), delay=0)) == list(range(10))
+    shown = written_to(terminal)
+    assert "0/10" in shown and Screen.showing(shown).text() == [""]  # and nothing of it stays
+
+
+def test_other_ranks_show_no_bar_nor_does_a_terminal_of_unknown_width(monkeypatch):
+    become_terminal(monkeypatch)
+    items = [1, 2]
+    monkeypatch.setenv("RANK", "1")
+    assert console.progress_bar(items, delay=0) is items
+    monkeypatch.setenv("RANK", "0")
+    assert console.progress_bar(items, delay=0) is not items
+    console.remove_bars()
+    assert console.line_width() == 80
+    set_columns(sys.stdout.fileno(), 0)
+    assert console.progress_bar(items, delay=0) is items and console.line_width() == 100
+
+
+def test_lines_stand_above_every_bar_and_nothing_of_a_removed_bar_stays(monkeypatch):
+    terminal = become_terminal(monkeypatch)
+    training = console.progress_bar(total=9, delay=0)
+    training.update()
+    for number in console.progress_bar(range(3), delay=0, desc="evaluation", mininterval=0):
+        say(f"line {number}")
+    say("line 3")
+    shown = written_to(terminal)
+    assert "evaluation: " in shown
+    lines = Screen.showing(shown).text()
+    assert lines[:4] == ["line 0", "line 1", "line 2", "line 3"] and "1/9" in lines[4] and not any(lines[5:])
+    console.remove_bars()
+    assert console.open_bar() is None
+    lines = Screen.showing(shown + written_to(terminal)).text()
+    assert lines[:4] == ["line 0", "line 1", "line 2", "line 3"] and not any(lines[4:])
 
 
 # One place prints.

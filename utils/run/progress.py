@@ -63,10 +63,10 @@ def start_paragraph(
 
 
 def images_in_words(images: Mapping[str, int], holdout_fraction: float, classes: int) -> str:
-    numbers = ", ".join(f"{name} {count:,}" for name, count in images.items())
-    if holdout_fraction:
-        numbers += f"; train without the {holdout_fraction:.3g} that are held out"
-    return f"{numbers}; {classes:,} {'class' if classes == 1 else 'classes'}"
+    numbers = [f"{name} {count:,}" for name, count in images.items()]
+    if holdout_fraction and "held out" not in images:  # nothing needs them, so nobody has counted them
+        numbers.append(f"held out {holdout_fraction:.3g} of train")
+    return f"{', '.join(numbers)}; {classes:,} {'class' if classes == 1 else 'classes'}"
 
 
 def sizes_in_words(config: PretrainConfig | FinetuneConfig) -> str:
