@@ -16,7 +16,7 @@ from configs.schema import FinetuneConfig
 from data import samples
 from data.folder import ImageFolder, is_held_out
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, overriding, pretrain
 from utils.config import keys_affecting
 from utils.errors import UserError
 
@@ -158,7 +158,9 @@ def test_without_selection_the_result_says_so_and_a_leaking_pretraining_is_warne
     sizes = ["--val-resize-size", "32", "36"]
     result = run(finetune, FINETUNE, images, tmp_path / "given", *words, *sizes)
     assert result["val_resize_size"] == {"chosen": "given before"} and len(result["results"]) == 2
-    assert "was trained with data.holdout_fraction 0.0, so on images that this run holds out" in capsys.readouterr().out
+    assert "was trained with data.holdout_fraction 0.0, so on images that this run holds out" in in_one_line(
+        capsys.readouterr().out
+    )
 
 
 def test_selecting_without_a_held_out_part_is_an_error(images, tmp_path):

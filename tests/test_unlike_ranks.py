@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, endings, finetune, small_run, start
+from tests.support.launch import FINETUNE, endings, finetune, in_one_line, small_run, start
 from utils.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.process
@@ -49,7 +49,8 @@ def job_of(first: list[str], second: list[str]) -> list[tuple[int, str]]:
 
 def assert_refused(results: list[tuple[int, str]], difference: str) -> None:
     for code, printed in results:
-        [line] = [line for line in printed.splitlines() if "error: " in line]
+        assert printed.count("error: ") == 1
+        line = in_one_line(printed)
         assert code == 2, printed
         assert f"rank 1 on host {socket.gethostname()} is not like rank 0 on host {socket.gethostname()}: " in line
         assert difference in line

@@ -100,9 +100,10 @@ def test_a_picture_that_fails_is_told_and_changes_nothing(pretrained, images, mo
 @pytest.mark.process
 def test_pictures_are_of_train_where_val_cannot_be_used(images, tmp_path, capsys):
     """Pretraining needs no val; a broken one is said, and does not end it."""
-    (tmp_path / "train").symlink_to(images / "train")
-    (tmp_path / "val/empty_class").mkdir(parents=True)
-    words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(tmp_path)]
+    data = tmp_path / "data"
+    (data / "val/empty_class").mkdir(parents=True)
+    (data / "train").symlink_to(images / "train")
+    words = [*PRETRAIN, *BATCH, "logging.pictures_every_steps=1", "--data-path", str(data)]
     assert pretrain([*words, "--output-dir", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "warning: " in printed and "empty_class" in printed and "shows images of train instead" in printed
