@@ -1,5 +1,6 @@
 """Image files into RGB tensors. Nothing else decodes, so another decoder is a change of one function."""
 
+import errno
 import io
 import os
 import stat
@@ -64,6 +65,8 @@ def read_file(path: str) -> bytearray:
         with open(path, "rb", buffering=0) as file:
             return bytearray(file.read())
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # too many open files: no fault of the image, never skipped
+            raise
         raise UserError(f"{path}: cannot be read ({error.strerror}); was it moved or removed?") from error
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from data.decode import decode_image
 from utils import limits
+from utils.distributed import explain
 from utils.errors import UserError
 from utils.limits import available_cores, check_loader_limits, cpu_quota
 
@@ -77,6 +79,20 @@ def test_open_files_are_raised_to_what_is_allowed():
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_image_is_not_to_blame_for_too_many_open_files(tmp_path):
+    """on_bad_image=skip must not train on other images for want of open files."""
+    path = tmp_path / "image.png"
+    path.write_bytes(b"no image")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            decode_image(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "--ulimit nofile=65536" in explain(caught.value)
 
 
 def refusal(shared_memory: Path, **options) -> str:
