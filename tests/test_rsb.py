@@ -86,7 +86,7 @@ def test_a_recipe_learns_and_leaves_weights_to_evaluate_and_export(recipe, sampl
     losses = [line["loss"] for line in log_lines(tmp_path) if is_training_line(line)]
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     [row] = json.loads((tmp_path / "result.json").read_text())["results"]
-    assert row["top1"] > 18 and row["images"] == 200
+    assert row["top1"] > 15 and row["images"] == 200  # chance is 10, give or take 2.1
 
     weights = ["--weights", str(tmp_path / "checkpoints/last.pt")]
     assert finetune([*words, *weights, "--eval-only"]) == 0
