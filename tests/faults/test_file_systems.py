@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.support.comparing import state_of, unequal
-from tests.support.launch import PRETRAIN, ROOT, pretrain, small_run
+from tests.support.launch import PRETRAIN, ROOT, in_one_line, pretrain, small_run
 from utils.errors import UserError
 from utils.files import free_space, write_atomically
 from utils.run.checkpoint import Checkpoints, read_checkpoint
@@ -64,7 +64,7 @@ def test_without_any_links_there_is_no_last_one_warning_and_all_else_as_ever(no_
     for step in (1, 2, 3):
         assert saver.attempt(step, CONTENT, required=True).startswith("saved ")
     assert names(tmp_path) == ["step_00000002.pt", "step_00000003.pt"]
-    assert capsys.readouterr().out.count("no link can be made there") == 1
+    assert in_one_line(capsys.readouterr().out).count("no link can be made there") == 1
     assert find_resume(saver, "auto") == tmp_path / "step_00000003.pt"
 
 
@@ -75,7 +75,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run_and_goes_later(tmp
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refusing(errno.EBUSY))
         saver.save(2, CONTENT)
-    assert f"warning: {first}: cannot be removed (Device or resource busy)" in capsys.readouterr().out
+    assert f"warning: {first}: cannot be removed (Device or resource busy)" in in_one_line(capsys.readouterr().out)
     saver.save(3, CONTENT)
     assert names(tmp_path) == ["last.pt", "step_00000003.pt"]
 
@@ -159,9 +159,9 @@ for attempt in (lambda: Checkpoints(disk / "run/checkpoints", 3, None, 15).save(
         attempt()
     except (UserError, OSError) as error:
         print(explain(error))
-log.write_line({"step": 1})
+log.write([{"step": 1}])
 (disk / "0").unlink()
-log.write_line({"step": 2})
+log.write([{"step": 2}])
 print((disk / "run/log.jsonl").read_text())
 """
 
