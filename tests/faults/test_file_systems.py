@@ -186,7 +186,7 @@ def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path):
         "result.json.tmp: No space left",
         "log.jsonl: cannot be written",
     ):
-        assert refusal in finished.stdout
+        assert refusal in in_one_line(finished.stdout)
     assert finished.stdout.endswith('{"step": 1}\n{"step": 2}\n\n')
 
 
