@@ -53,10 +53,8 @@ def main(argv: list[str]) -> int:
 
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
-    folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    folder = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
     check_labels(folder)
-    if folder.left_out:
-        job.say(folder.left_out_line())
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
@@ -185,10 +183,7 @@ class EvaluationData:
             train = os.path.join(config.data.data_path, "train")
             held_out = job.world.in_turn(lambda: ImageFolder(train, classes, holdout_fraction, held_out=True))
         val = os.path.join(config.data.data_path, "val")
-        val_folder = job.world.in_turn(lambda: ImageFolder(val, classes))
-        if val_folder.left_out:
-            job.say(val_folder.left_out_line())
-        return cls(val_folder, held_out)
+        return cls(job.open_folder(lambda: ImageFolder(val, classes)), held_out)
 
     def identities(self) -> dict[str, dict]:
         """Which images these are, for a comparison between ranks or with an earlier start."""

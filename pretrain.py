@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
 
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
-    folder = job.world.in_turn(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
-    if folder.left_out:
-        job.say(folder.left_out_line())
+    folder = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
     data = {"train": identity(folder)}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(

@@ -434,8 +434,11 @@ def section_problems(config: "PretrainConfig | FinetuneConfig") -> Problems:
 
 def has_bin_between(radius: float, limit: float, size: int) -> bool:
     """Whether an image of `size` pixels a side has a frequency with radius ≤ √(u² + v²) < limit."""
-    half = size // 2
-    return any(radius**2 <= u * u + v * v < limit**2 for u in range(half + 1) for v in range(u + 1))
+    for u in range(size // 2 + 1):
+        for v in range(u + 1):
+            if radius**2 <= u * u + v * v < limit**2:
+                return True
+    return False
 
 
 def ordered(options: object, key: str) -> Problems:

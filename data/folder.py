@@ -135,7 +135,7 @@ def appearance(name: str) -> str:
 
 
 def spelled(name: str) -> str:
-    """A name as it can be told from others that look alike: with the code points of what is not plain ASCII."""
+    """A name with the code points of what is not plain ASCII, so that names that look alike can be told apart."""
     special = [character for character in name if not "!" <= character <= "~"]
     if not special or (set(special) == {" "} and name == name.strip()):
         return name

@@ -25,12 +25,13 @@ from scripts.image_checks import ImageCheck
 from utils.config import build, read_yaml
 from utils.console import progress_bar, say
 from utils.distributed import run_entry
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, printable
 from utils.files import write_atomically
 from utils.limits import available_cores
 from utils.process import shield_worker
 
 SHOWN = 20  # findings that are printed
+LONGEST_LINE = 1000  # characters; paths are whole
 MEASURED = 2000  # images whose brightness is compared with a config
 FAR_MEAN = 0.5  # of a standard deviation
 FAR_STD = 1.5  # times
@@ -207,23 +208,19 @@ def three(values: torch.Tensor) -> str:
 def print_findings(findings: Findings, has_report: bool) -> None:
     """The first findings, an example for each kind of note, and a table of all kinds."""
     for line in findings.lines[:SHOWN]:
-        say(printable(line))
+        say(printable(line, most=LONGEST_LINE))
     if findings.total() > SHOWN:
         more = f"… and {findings.total() - SHOWN} more"
         if not has_report:
             more += "; --report FILE writes them too"
         say(more)
     for note, paths in sorted(findings.notes.items()):
-        say(printable(f"note: {len(paths)} images: {note}, as {paths[0]}"))
+        say(printable(f"note: {len(paths)} images: {note}, as {paths[0]}", most=LONGEST_LINE))
     if findings.counts:
         say("| count | finding | as |\n|---|---|---|")
     for kind, count in findings.counts.items():
-        say(printable(f"| {count} | {kind} | {findings.examples[kind].partition(': ')[0]} |"))
-
-
-def printable(text: str) -> str:
-    """On one line, in UTF-8: names of files may be neither."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+        example = printable(findings.examples[kind].partition(": ")[0], most=LONGEST_LINE)
+        say(f"| {count} | {kind} | {example} |")
 
 
 def main(argv: list[str]) -> int:
@@ -249,7 +246,7 @@ def main(argv: list[str]) -> int:
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(arguments.report, lambda file: file.write(text.encode()))
     roots = ", ".join(split.root for split in splits)
-    say(f"{images} images in {printable(roots)}: {findings.total()} findings")
+    say(f"{images} images in {printable(roots, most=LONGEST_LINE)}: {findings.total()} findings")
     return 1 if findings.total() else 0
 
 

@@ -11,7 +11,7 @@ from configs.schema import PretrainConfig
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from scripts.figures import plot, reconstruct
 from tests.support.comparing import assert_same_state, log_lines, mathematics
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import PRETRAIN, overriding, pretrain, small_run
 from utils.config import parse_command_line
 from utils.errors import UserError
@@ -105,10 +105,7 @@ def test_settings_that_do_not_go_together_are_refused(words, named):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", per_class=9)
-    image_folder(root / "val", per_class=2, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"), ("ant", "bee"), val=2)
 
 
 @pytest.mark.process

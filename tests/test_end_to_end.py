@@ -17,7 +17,7 @@ from data.sampling import BatchPlan
 from losses.classification import ClassificationLoss
 from losses.frequency import MaskedFrequencyLoss
 from tests.support.comparing import assert_same_state, log_lines, mathematics
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import FINETUNE, PRETRAIN, endings, finetune, overriding, pretrain, start, torchrun
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
@@ -29,10 +29,7 @@ BATCH = ["--batch-size", "8", "train.images_per_device=4"]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A data set of 27 training images (3 steps of 8, a tail of 3) and 9 validation images in 3 classes."""
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"))
 
 
 def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from configs.schema import FinetuneConfig
 from data import samples
 from data.folder import ImageFolder, is_held_out
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set, image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, overriding, pretrain
 from utils.config import keys_affecting
 from utils.errors import UserError
@@ -29,10 +29,7 @@ def paths(folder: ImageFolder) -> set[str]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=12)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=4, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"), train=12, val=4)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.comparing import assert_same_state, log_lines, mathematics
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import FINETUNE, finetune, overriding, torchrun
 from utils.run.checkpoint import read_checkpoint
 from utils.run.log_file import is_training_line
@@ -27,10 +27,7 @@ REPEATS = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=12)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=1, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"), train=12, val=1)
 
 
 def run_on(ranks: int, images: Path, output: Path, *more: str) -> None:

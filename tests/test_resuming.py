@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.comparing import assert_same_state, log_lines
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set, image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
@@ -23,10 +23,7 @@ BATCH = ["--batch-size", "8", "train.images_per_device=4", "logging.pictures_eve
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A data set of 27 training images (3 steps of 8, a tail of 3) and 9 validation images in 3 classes."""
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"))
 
 
 def run(main, words: list[str], images: Path, output: Path, *more: str) -> int:
@@ -46,10 +43,7 @@ def contents(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def even_images(tmp_path_factory):
     """24 training images: 3 steps of 8 an epoch, 6 of 4, 1 of 24, without a tail."""
-    root = tmp_path_factory.mktemp("even_images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=8)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=2, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("even_images"), train=8, val=2)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from scripts.export_weights import export_weights
 from scripts.make_sample_data import BUNDLE, read_bundle, write_folders
 from tests.support.comparing import assert_same_state, log_lines, mathematics
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, overriding, pretrain, torchrun
 from utils.run.checkpoint import read_checkpoint
 from utils.run.log_file import is_training_line
@@ -28,10 +28,7 @@ AVERAGE = [
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory) -> Path:
     """27 training images: an epoch is 3 steps of 8."""
-    root = tmp_path_factory.mktemp("noise")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("noise"))
 
 
 @pytest.mark.parametrize(("entry", "ranks"), [("pretrain.py", 1), ("finetune.py", 1), ("finetune.py", 2)])

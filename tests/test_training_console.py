@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from losses.classification import ClassificationLoss
 from tests.support.comparing import log_lines, mathematics
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, overriding, small_run
 from tests.support.terminal import Screen, run_on_terminal
 from utils.process import EXIT_REQUEUE
@@ -27,10 +27,7 @@ STEPS_PER_EPOCH = 3
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)  # 3 steps of 8, a tail of 3
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"))
 
 
 def words_of(images: Path, output: Path, *more: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 from tests.support.launch import FINETUNE, endings, finetune, in_one_line, small_run, start
 from utils.run.checkpoint import read_checkpoint
 
@@ -20,10 +20,7 @@ SIZES = ["data.val_resize_size=[36]", "run.evaluate_every_epochs=null", "run.tim
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "cat"), per_class=9)
-    image_folder(root / "val", ("ant", "bee", "cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from models.frequency_filter import FrequencyFilter
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.normalize import Normalizer, unit_float
 from models.trunk import make_trunk
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set, image_folder
 from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
 from utils.config import parse_command_line
 from utils.errors import UserError
@@ -32,10 +32,7 @@ BATCH = ["--batch-size", "8", "train.images_per_device=4", "--epochs", "1"]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", ("ant", "bee", "<b>|cat"), per_class=9)
-    image_folder(root / "val", ("ant", "bee", "<b>|cat"), per_class=3, seed=1)
-    return root
+    return data_set(tmp_path_factory.mktemp("images"), ("ant", "bee", "<b>|cat"))
 
 
 def events(folder) -> EventAccumulator:

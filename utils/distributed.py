@@ -187,7 +187,7 @@ def end_with(error: BaseException) -> None:
     trace = traceback.format_exc()
     remove_bars()
     if isinstance(error, UserError) and local_rank() > 0:
-        # Every rank has met this error, and the first rank of the machine tells of it.
+        # Every rank has met this error, and the first rank of the machine reports it.
         time.sleep(SECONDS_TO_BE_ENDED)
     if launcher.another_rank_failed():
         os._exit(2)
@@ -254,7 +254,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def why_ranks_do_not_answer(job: RankStore, symptom: str) -> str:
-    """The failure that a rank has told of; else the names of the ranks that never report the failure of the job.
+    """The failure that a rank has reported; else the names of the ranks that do not notice that the job has failed.
 
     Every healthy rank notices it within seconds, comes here too, and writes `failed RANK` to the store.
     """

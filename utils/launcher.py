@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
-# Variables of launchers that start several copies of a program, none of which is told its rank.
+# Variables of launchers that start several copies of a program without giving them ranks.
 COPIES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
 
 
@@ -72,7 +72,7 @@ def is_launched() -> bool:
 
 
 def another_rank_failed() -> bool:
-    """Whether another rank of this machine has told torchrun of an error: ours is a consequence."""
+    """Whether another rank of this machine has reported an error to torchrun: then ours is a consequence."""
     if not os.environ.get("TORCHELASTIC_ERROR_FILE"):
         return False
     own = Path(os.environ["TORCHELASTIC_ERROR_FILE"])  # attempt_0/LOCAL_RANK/error.json

@@ -77,8 +77,8 @@ def blurred(image, side, sigma):
     """One sum over side × side pixels for each pixel; the border is mirrored about the outermost pixel."""
     height, width = image.shape
     half = side // 2
-    offsets = range(-half, half + 1)
-    kernel = np.array([[math.exp(-(i * i + j * j) / (2 * sigma**2)) for j in offsets] for i in offsets])
+    squared = np.arange(-half, half + 1) ** 2
+    kernel = np.exp(-(squared[:, None] + squared) / (2 * sigma**2))
     kernel /= kernel.sum()
     result = np.zeros_like(image)
     for y, x in np.ndindex(height, width):

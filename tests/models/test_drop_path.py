@@ -28,7 +28,10 @@ def images(count=4, size=32):
 
 
 def blocks(network):
-    return [block for number in range(1, 5) for block in getattr(network, f"layer{number}")]
+    found = []
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        found += layer
+    return found
 
 
 def outputs_and_gradients(network, seed=5):

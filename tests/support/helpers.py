@@ -25,3 +25,13 @@ def image_folder(
             pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
     return Path(root)
+
+
+def data_set(root: Path, classes: Sequence[str] = ("ant", "bee", "cat"), train: int = 9, val: int = 3) -> Path:
+    """Write root/train and root/val with so many images a class; returns root.
+
+    27 training images, as there are without other numbers, are 3 steps of 8 and a tail of 3.
+    """
+    image_folder(root / "train", classes, per_class=train)
+    image_folder(root / "val", classes, per_class=val, seed=1)
+    return root

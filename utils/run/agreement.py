@@ -11,7 +11,7 @@ from typing import Any
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import to_dict
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.run.provenance import code_fingerprint, versions
 from utils.run.reading import differing, flat
 
@@ -121,5 +121,4 @@ def difference_text(name: str, value: Any, expected: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return printable(str(value), most=59)

@@ -5,9 +5,10 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +32,17 @@ from utils.training.step import TrainingState
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
+class LeavesOut(Protocol):
+    """The part of a data.folder.ImageFolder that the job needs."""
+
+    left_out: object  # what lies beside the images; false if nothing does
+
+    def left_out_line(self) -> str: ...
+
+
+Folder = TypeVar("Folder", bound=LeavesOut)
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything known about this start of a run before its first step."""
@@ -48,6 +60,13 @@ class Job:
         """A line on the console, from rank 0 only."""
         if self.world.rank == 0:
             say(line)
+
+    def open_folder(self, make: Callable[[], Folder]) -> Folder:
+        """A folder of images, listed by one rank of each machine before the others; what it leaves out is said."""
+        folder = self.world.in_turn(make)
+        if folder.left_out:
+            self.say(folder.left_out_line())
+        return folder
 
     def write_result(self, name: str, content: dict) -> None:
         """A JSON file in the run's folder, with what it took and where it ran; by rank 0 only."""
