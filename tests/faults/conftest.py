@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.helpers import image_folder
+from tests.support.helpers import data_set
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """16 training images (2 steps of 8) and 4 validation images in 2 classes."""
-    image_folder(tmp_path / "images/train", per_class=8)
-    image_folder(tmp_path / "images/val", per_class=2, seed=1)
-    return tmp_path / "images"
+    return data_set(tmp_path / "images", ("ant", "bee"), train=8, val=2)
+
+
+@pytest.fixture(autouse=True)
+def terminals_can_hang_up() -> Iterator[None]:
+    """The tests themselves may run under nohup, which every job of theirs would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
