@@ -10,38 +10,32 @@
 
 import os
 import sys
-from dataclasses import dataclass, replace
-
-import torch
-from torch import nn
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
 from data.folder import ImageFolder, check_labels
 from data.identity import identity
-from data.loader import StepBatches, batch_loader
-from data.samples import EvaluationSamples, TrainingSamples
+from data.loader import StepBatches
+from data.samples import TrainingSamples
 from data.sampling import BatchPlan
-from models.classifier import Classification, FilteredViews, ResizedViews
-from models.normalize import Normalizer
-from models.trunk import make_trunk, trunk_children
-from models.weights import LoadedWeights, load_from_file, load_weights, normalisation_warning, read_weights
+from models.classifier import Classification
+from models.trunk import make_trunk
+from models.weights import LoadedWeights, load_from_file, normalisation_warning
 from utils.config import parse_entry, to_dict, to_yaml
 from utils.console import fitted
 from utils.distributed import run_entry
-from utils.errors import UserError, printable
-from utils.figures import confusion_figure
-from utils.pictures import sheet
 from utils.process import StopRequest
-from utils.run.job import Job, make_state, open_job, to_device, with_resolved_choices
-from utils.run.log import RunLog, open_log
+from utils.run.job import Job, make_state, open_job, with_resolved_choices
+from utils.run.log import open_log
 from utils.run.resume import begin_output, load_resume
+from utils.scoring.checkpoint import evaluate_checkpoint
+from utils.scoring.evaluation import EvaluationData
+from utils.scoring.hook import Evaluation
 from utils.seeding import keyed_torch
-from utils.tables import markdown_cell, markdown_table
-from utils.training.evaluation import Mistake, Mistakes, evaluate, results_table, share_of_rank
-from utils.training.hooks import Every, SaveCheckpoint, StopOnBadNumbers, run_due, stop_on_request
+from utils.training.evaluation import results_table
+from utils.training.hooks import SaveCheckpoint, StopOnBadNumbers, run_due, stop_on_request
 from utils.training.schedule import LearningRate
-from utils.training.step import TrainingState, training_step
+from utils.training.step import training_step
 
 
 def main(argv: list[str]) -> int:
@@ -164,165 +158,6 @@ def training_batches(
         samples, plan, first_step, workers=job.workers, device=job.world.device,
         timeout_minutes=config.run.timeout_minutes,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EvaluationData:
-    """The images to evaluate on: val, and those of train to choose a resize size on, if one is to be chosen."""
-
-    val: ImageFolder
-    held_out: ImageFolder | None
-
-    @classmethod
-    def open(
-        cls, config: FinetuneConfig, job: Job, classes: list[str] | None, holdout_fraction: float
-    ) -> "EvaluationData":
-        """Args: classes: None: in the order of val's folders. holdout_fraction: of the model's training."""
-        held_out = None
-        if config.run.select_val_resize_size:
-            train = os.path.join(config.data.data_path, "train")
-            held_out = job.world.in_turn(lambda: ImageFolder(train, classes, holdout_fraction, held_out=True))
-        val = os.path.join(config.data.data_path, "val")
-        return cls(job.open_folder(lambda: ImageFolder(val, classes)), held_out)
-
-    def identities(self) -> dict[str, dict]:
-        """Which images these are, for a comparison between ranks or with an earlier start."""
-        identities = {"val": identity(self.val)}
-        if self.held_out is not None:
-            identities["held_out"] = identity(self.held_out)
-        return identities
-
-    def counts(self) -> dict[str, int]:
-        """Images of each set."""
-        counts = {"val": len(self.val)}
-        if self.held_out is not None:
-            counts["held out"] = len(self.held_out)
-        return counts
-
-
-class Evaluation:
-    """The hook that evaluates the model, and its average if there is one, every so many epochs and at the end."""
-
-    def __init__(self, config: FinetuneConfig, job: Job, state: TrainingState, data: EvaluationData, log: RunLog):
-        self.config, self.job, self.data, self.log = config, job, data, log
-        self.models = {"model": state.model}
-        if state.average is not None:
-            self.models["ema"] = state.average.module
-        every_epochs = config.run.evaluate_every_epochs
-        every_steps = None if every_epochs is None else every_epochs * log.steps_per_epoch
-        self.every = Every(every_steps, log.total_steps)
-        self.result: dict = {}  # the latest
-
-    def due(self, step: int) -> bool:
-        return self.every.due(step)
-
-    def run(self, step: int) -> None:
-        mistakes = Mistakes(len(self.data.val.classes), self.job.world)
-        self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
-        confusion, surest = mistakes.collected()
-        rows = self.result["results"]
-        with self.log.board.guard(step):
-            show_mistakes(self.config, self.log, self.data.val, confusion, surest, rows[0]["val_resize_size"], step)
-        self.log.evaluation(rows, step)
-
-
-def evaluate_models(
-    config: FinetuneConfig, job: Job, models: dict[str, nn.Module], data: EvaluationData,
-    mistakes: Mistakes | None = None,
-) -> dict:  # fmt: skip
-    """For result.json: `results`, val's rows, and `val_resize_size` with how that was settled.
-
-    Args:
-        models: name -> model.
-        mistakes: collects those of the first model on val, at the first size.
-    """
-    rows: list[dict] = []
-    settled: dict = {"chosen": "given before"}
-    if data.held_out is not None:
-        settled = {"chosen": "on held-out images of train", "held_out": []}
-    for name, model in models.items():
-        at_size = config
-        if data.held_out is not None:
-            candidates = evaluate_model(config, job, model, data.held_out, name)
-            settled["held_out"] += candidates
-            # Most images right, then the lower loss.
-            size = max(candidates, key=lambda row: (row["top1_count"], -row["loss"]))["val_resize_size"]
-            job.say(f"{name}: val_resize_size {size} is best on {len(data.held_out)} held-out images")
-            at_size = replace(config, data=replace(config.data, val_resize_size=(size,)))
-        rows += evaluate_model(at_size, job, model, data.val, name, mistakes)
-        mistakes = None
-    return {"results": rows, "val_resize_size": settled}
-
-
-def evaluate_model(
-    config: FinetuneConfig, job: Job, model: nn.Module, folder: ImageFolder, weights: str,
-    mistakes: Mistakes | None = None,
-) -> list[dict]:  # fmt: skip
-    """A row for each resize size, or each filter of the sweep; `weights` names what was evaluated."""
-    options = config.data
-    normalize = Normalizer(options.mean, options.std, job.world.device)
-    if config.run.frequency_sweep:
-        last_bin_squared = 2 * (options.val_crop_size // 2) ** 2
-        radii = tuple(radius for radius in config.run.sweep_radii if radius**2 <= last_bin_squared)
-        views = FilteredViews(normalize, radii)
-    else:
-        views = ResizedViews(normalize, options.val_resize_size)
-    batches = batch_loader(
-        EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation),
-        share_of_rank(len(folder), job.world, options.val_batch_size),
-        workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
-    )  # fmt: skip
-    rows = evaluate(model, batches, views, len(folder), job.world, mistakes)
-    return [{"weights": weights, **row} for row in rows]
-
-
-def show_mistakes(
-    config: FinetuneConfig, log: RunLog, folder: ImageFolder, confusion: torch.Tensor, surest: list[Mistake],
-    resize_size: int, step: int,
-) -> None:  # fmt: skip
-    """To TensorBoard: the confusion matrix, and the wrong predictions of which the model was surest, with names."""
-    if len(confusion):
-        log.board.add_drawing("val/confusion_matrix", lambda: confusion_figure(confusion, folder.classes), step)
-    if not surest or not log.board.active:
-        return
-    samples = EvaluationSamples(folder, (resize_size,), config.data.val_crop_size, config.data.interpolation)
-    images, rows = [], []
-    for number, mistake in enumerate(surest, start=1):
-        images.append(samples[mistake.image][0])  # (1, 3, S, S)
-        true, predicted = folder.classes[mistake.true], folder.classes[mistake.predicted]
-        row = {"": number, "confidence": f"{mistake.confidence:.1%}", "true": markdown_cell(true)}
-        rows.append(row | {"predicted": markdown_cell(predicted), "file": markdown_cell(folder.path(mistake.image))})
-    log.board.add("image", "val/surest_mistakes", sheet(images), step)
-    log.board.add("text", "val/surest_mistakes", markdown_table(rows), step)
-
-
-def evaluate_checkpoint(config: FinetuneConfig) -> int:
-    """--eval-only: model, classes and normalisation are the file's where it tells them, sizes the command line's."""
-    path = config.run.weights
-    job = open_job(config, writes_checkpoints=False)
-    file = read_weights(path, config.model.name, config.run.use_ema, job.world)
-    if file.config is not None and file.classes is None:
-        raise UserError(
-            f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"
-        )
-    if config.run.select_val_resize_size and not file.holdout_fraction:
-        raise UserError(f"{path}: was trained on all of train (data.holdout_fraction 0): nothing to choose a size on")
-    if file.mean is not None:
-        config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
-    data = EvaluationData.open(config, job, file.classes, file.holdout_fraction)
-    job.check_files_agree(data.identities(), path)
-    name = printable(file.model_name or config.model.name)
-    network = make_trunk(name, len(data.val.classes)).classifier
-    account = load_weights(network, file.weights, path, trunk_children(name), whole=True)
-    job.say(f"{path}: layout: {file.layout}; {account}")
-    job.say(file.evaluated_with(data.val.classes, config.data.mean, config.data.std))
-    network = to_device(network, job.world.device, config.model)
-    result = evaluate_models(config, job, {"ema" if config.run.use_ema else "model": network}, data)
-    job.say(results_table(result["results"]))
-    file_name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"
-    source = {"checkpoint": path, "step": file.step, "val_crop_size": config.data.val_crop_size}
-    job.write_result(file_name, {**source, **result})
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ALLOWED = {
     "configs": (),
     "utils/run": ("utils", "configs.schema"),
     "utils/training": ("utils", "configs.schema"),
+    "utils/scoring": ("utils", "configs.schema", "data", "models"),
     "utils": ("utils",),
 }
 
@@ -98,6 +99,7 @@ def test_every_import_is_allowed():
         ("utils/run/job.py", "from configs.schema import x", None),
         ("utils/config.py", "from configs.schema import x", "files of utils may import utils"),
         ("utils/config.py", "from utils import run", None),
+        ("utils/scoring/hook.py", "from data.folder import x\nfrom models.trunk import y", None),
         ("scripts/export.py", "from pretrain import main", "an entry file"),
         ("tests/test_end_to_end.py", "import finetune", "an entry file"),
         ("tests/test_end_to_end.py", "from scripts.figures.plot import x", None),
