@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
         augmentation_repeats=config.data.augmentation_repeats,
     )  # fmt: skip
-    config = with_resolved_choices(config, plan.images_per_device, job.dtype)
+    config = with_resolved_choices(config, plan.images_per_device, job)
 
     # Model: the task says what is to be learned, the state is what a step changes
     task = Classification.from_config(config, folder.labels, len(folder.classes), job.world.device)

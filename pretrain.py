@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
     )  # fmt: skip
-    config = with_resolved_choices(config, plan.images_per_device, job.dtype)
+    config = with_resolved_choices(config, plan.images_per_device, job)
 
     # Model: the task says what is to be learned, the state is what a step changes
     task = MaskedFrequencyModelling.from_config(config, job.world.device)

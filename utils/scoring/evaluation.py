@@ -13,7 +13,7 @@ from data.samples import EvaluationSamples
 from models.classifier import FilteredViews, ResizedViews
 from models.normalize import Normalizer
 from utils.run.job import Job
-from utils.training.evaluation import Mistakes, evaluate, share_of_rank
+from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, share_of_rank
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,6 @@ def evaluate_model(
         share_of_rank(len(folder), job.world, options.val_batch_size),
         workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
     )  # fmt: skip
+    model = in_evaluation_layout(model, config.model.channels_last)
     rows = evaluate(model, batches, views, len(folder), job.world, mistakes)
     return [{"weights": weights, **row} for row in rows]

@@ -8,9 +8,13 @@ import json
 import os
 
 import pytest
+from torch import nn
 
+from configs.schema import TrainOptions
+from models.trunk import make_trunk
+from tests.support.launch import in_one_line
 from utils.errors import UserError
-from utils.run.job import check_output_folder, lock_folder, steps_of_result
+from utils.run.job import check_output_folder, lock_folder, lowered_line, steps_of_result, sync_batch_norm_line
 
 
 @pytest.fixture
@@ -81,3 +85,24 @@ def test_a_result_that_cannot_be_read_is_none(text, tmp_path):
     assert steps_of_result(path) is None
     path.write_text(json.dumps({"steps": 7}))
     assert steps_of_result(path) == 7
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "chosen", "ranks", "is_warning", "expected"),
+    [
+        (128, 256, 128, 1, False, "train.images_per_device 256 → 128: a rank's share of the batch, 128 images"),
+        (64, 256, 16, 4, False, "train.images_per_device 256 → 16: a rank's share of the batch, 16 images"),
+        (100, 64, 50, 1, False, "64 → 50: a rank's share of the batch, 100 images, divides into no larger"),
+        (62, 16, 2, 1, True, "BatchNorm sees 2 at a time; a batch of 48 or 64 would be cut as asked"),
+        (106, 40, 1, 2, True, "BatchNorm sees 1 at a time; a batch of 80 or 160 would be cut as asked"),
+    ],
+)
+def test_smaller_micro_batches_than_asked_for_are_told(batch, most, chosen, ranks, is_warning, expected):
+    line = in_one_line(lowered_line(TrainOptions(batch_size=batch, images_per_device=most), chosen, ranks))
+    assert expected in line
+    assert line.startswith("warning: ") == is_warning
+
+
+def test_the_waits_of_sync_batch_norm_are_told():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(make_trunk("resnet50").classifier)
+    assert "waits for the GPU 159 times a forward pass" in sync_batch_norm_line(model)
