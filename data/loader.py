@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.sampling import BatchPlan
 from utils.process import shield_worker
+from utils.waiting import DeviceWait, HostWait, Wait
 
 BATCHES_AHEAD = 4  # of a worker, so that a slow image or a busy disk does not hold up the step
 
@@ -60,7 +61,7 @@ class StepBatch:
 
     micro_batches: list[MicroBatch]  # on the device
     notes: list[str]  # of images that were replaced
-    waited: float  # seconds that we waited for the loader
+    waited: Wait  # for the loader
 
 
 class StepBatches:
@@ -91,14 +92,25 @@ class StepBatches:
     def next_step(self) -> StepBatch:
         """The micro-batches of the next step. Raises: StopIteration after the last step."""
         began = time.monotonic()
+        asked = self.event()
         batches = [next(self.batches) for _ in range(self.accumulation)]
-        waited = time.monotonic() - began
+        seconds = time.monotonic() - began
         notes = []
         micro_batches = []
         for images, targets, batch_notes in batches:
             micro_batches.append((images, targets))
             notes += [note for note in batch_notes if note]
-        return StepBatch(self.on_device(micro_batches), notes, waited)
+        on_device = self.on_device(micro_batches)
+        waited = HostWait(seconds) if asked is None else DeviceWait(asked, self.event())
+        return StepBatch(on_device, notes, waited)
+
+    def event(self) -> torch.cuda.Event | None:
+        """The moment at which a GPU comes to this place of its work; its clock is read later. None on a CPU."""
+        if self.copy_stream is None:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def on_device(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         """Copy micro-batches to the device. On a GPU the copies run in their own stream, beside the step before."""

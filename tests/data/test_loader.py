@@ -51,7 +51,7 @@ def test_the_time_spent_waiting_for_the_loader_is_measured():
             time.sleep(0.05)
             yield [torch.zeros(1), torch.zeros(1), [""]]
 
-    assert 0.1 <= StepBatches(slow_batches(), accumulation=2, device=CPU).next_step().waited < 5
+    assert 0.1 <= StepBatches(slow_batches(), accumulation=2, device=CPU).next_step().waited.seconds < 5
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6), (2, 3, 8, 6)])
@@ -93,6 +93,10 @@ class FakeGpu:
     def tensor(self, name):
         return FakeTensor(name, self)
 
+    def event(self, enable_timing):
+        assert enable_timing
+        return FakeEvent(self)
+
     def stream(self, device):
         self.events.append(("new stream", device))
         return FakeStream("copies", self)
@@ -114,6 +118,14 @@ class FakeStream:
 
 
 @dataclass
+class FakeEvent:
+    gpu: FakeGpu
+
+    def record(self, stream):
+        self.gpu.events.append(("event", stream.name))
+
+
+@dataclass
 class FakeTensor:
     name: str
     gpu: FakeGpu
@@ -131,6 +143,7 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
     """The copies wait for nothing, the step waits for them, and no memory is given out again before its end."""
     gpu, device = FakeGpu(), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "Stream", gpu.stream)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda of: FakeStream("step", gpu))
     batches = StepBatches([[gpu.tensor("images"), gpu.tensor("targets"), ["a note"]]], accumulation=1, device=device)
@@ -139,6 +152,7 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
     assert step.notes == ["a note"]
     assert gpu.events == [
         ("new stream", device),
+        ("event", "step"),  # when all steps before are done
         ("enter", "copies"),
         ("copy", "images", device),
         ("copy", "targets", device),
@@ -146,4 +160,5 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
         ("step", "waits for", "copies"),
         ("images on the GPU", "used by", "step"),
         ("targets on the GPU", "used by", "step"),
+        ("event", "step"),  # when the images are there too
     ]
