@@ -156,7 +156,7 @@ def training_batches(
     samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)
     return StepBatches.of_plan(
         samples, plan, first_step, workers=job.workers, device=job.world.device,
-        timeout_minutes=config.run.timeout_minutes,
+        timeout_minutes=config.run.timeout_minutes, ranks=job.world.local_size, image_size=config.data.train_crop_size,
     )  # fmt: skip
 
 

@@ -9,15 +9,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.sampling import BatchPlan
+from utils.limits import batches_ahead
 from utils.process import shield_worker
 from utils.waiting import DeviceWait, HostWait, Wait
 
-BATCHES_AHEAD = 4  # of a worker, so that a slow image or a busy disk does not hold up the step
-
 
 def batch_loader(
-    samples: Dataset, batches: Iterable[list], workers: int, device: torch.device, timeout_minutes: float = 0
-) -> DataLoader:
+    samples: Dataset, batches: Iterable[list], workers: int, device: torch.device, timeout_minutes: float = 0,
+    ranks: int = 1, batch_bytes: int = 0,
+) -> DataLoader:  # fmt: skip
     """A loader over lists of keys into `samples`. Its workers ignore the stop signals of the rank, and die with it.
 
     Args:
@@ -25,6 +25,7 @@ def batch_loader(
         workers: loader processes; 0 loads in this process.
         device: where the batches will be used; for a GPU they lie in pinned memory.
         timeout_minutes: a worker that gives no batch for so long is an error; 0: no limit.
+        ranks, batch_bytes: on this machine, and of a batch; they bound how far workers work ahead.
     """
     if workers == 0:
         worker_options = {}
@@ -32,7 +33,7 @@ def batch_loader(
         worker_options = {
             "num_workers": workers,
             "worker_init_fn": shield_worker,
-            "prefetch_factor": BATCHES_AHEAD,
+            "prefetch_factor": batches_ahead(workers, ranks, batch_bytes),
             "timeout": 60 * timeout_minutes,
         }
         if sys.platform == "linux":
@@ -83,10 +84,17 @@ class StepBatches:
     @classmethod
     def of_plan(
         cls, samples: Dataset, plan: BatchPlan, first_step: int, workers: int, device: torch.device,
-        timeout_minutes: float,
+        timeout_minutes: float, ranks: int, image_size: int,
     ) -> "StepBatches":  # fmt: skip
-        """This rank's micro-batches of every step of the plan from `first_step` on; see `batch_loader`."""
-        loader = batch_loader(samples, plan.micro_batches(first_step), workers, device, timeout_minutes)
+        """This rank's micro-batches of every step of the plan from `first_step` on.
+
+        Args:
+            image_size: side of an image in pixels. For the others see `batch_loader`.
+        """
+        loader = batch_loader(
+            samples, plan.micro_batches(first_step), workers, device, timeout_minutes, ranks,
+            batch_bytes=3 * plan.images_per_device * image_size**2,
+        )  # fmt: skip
         return cls(loader, plan.accumulation, device)
 
     def next_step(self) -> StepBatch:

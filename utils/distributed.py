@@ -29,7 +29,7 @@ from utils.process import EXIT_REQUEUE, STOP_SIGNALS, StopRequest, die_with_pare
 
 SECONDS_TO_NOTICE = 5  # that a job has failed; healthy ranks take one or two
 SECONDS_TO_BE_ENDED = 2  # by torchrun, once another rank has failed
-# NCCL's watchdog ends a process without a word of which rank hangs. So gloo, which every step goes through, comes first.
+# NCCL's watchdog ends a process and does not say which rank hangs. Gloo, which every step uses too, is to come first.
 NCCL_WAITS_LONGER = timedelta(minutes=2)
 
 Result = TypeVar("Result")

@@ -35,8 +35,8 @@ def explain_out_of_memory(error: BaseException) -> str | None:
 
 def gpu_memory(symptom: str) -> str:
     return (
-        f"the GPU's memory ran out ({symptom}). Lower train.images_per_device: the batch stays the same, made up of more "
-        "micro-batches (BatchNorm sees one at a time). In an evaluation, lower data.val_batch_size."
+        f"the GPU's memory ran out ({symptom}). Lower train.images_per_device: the batch stays the same, made up of "
+        "more micro-batches (BatchNorm sees one at a time). In an evaluation, lower data.val_batch_size."
     )
 
 

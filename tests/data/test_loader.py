@@ -1,5 +1,6 @@
 """Batches of the loader, and what a step gets of them."""
 
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -82,6 +83,14 @@ def test_a_worker_that_hangs_ends_the_wait():
     with pytest.raises(RuntimeError, match="DataLoader timed out after"):
         next(iter(batch_loader(HangingSamples(), [[0]], 1, CPU, timeout_minutes=0.01)))
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("batch_bytes", "expected"), [(3 * 4 * 4, 4), (2**29, 2), (2**33, 1)])
+def test_large_batches_are_not_made_far_ahead(batch_bytes, expected, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    loader = batch_loader(NumberedSamples(), [[1, 2]], 2, CPU, batch_bytes=batch_bytes)
+    assert loader.prefetch_factor == expected
 
 
 @dataclass

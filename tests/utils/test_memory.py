@@ -42,8 +42,8 @@ def test_of_a_gpu(error, symptom):
     [
         (RuntimeError(IN_A_THREAD), "pinned, RuntimeError: CUDA error: out of memory"),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
-                         "tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                         "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"),
             "DefaultCPUAllocator: can't allocate memory",
         ),
         (OSError(12, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),

@@ -116,7 +116,7 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     workers = config.data.workers
     if workers is None:
         workers = max(1, available_cores() // world.local_size)
-    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size))
+    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size) + evaluation_batch_bytes(config))
     return Job(
         world=world, dtype=dtype, output=output, checkpoints=checkpoints, resume=world.gather(resume)[0],
         workers=workers, lock=lock,
@@ -129,6 +129,14 @@ def batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
     if config.train.images_per_device is not None:
         images = min(images, config.train.images_per_device)
     return 3 * images * config.data.train_crop_size**2
+
+
+def evaluation_batch_bytes(config: PretrainConfig | FinetuneConfig) -> int:
+    """Of the crops of an evaluation's batch, one for each resize size; its workers run beside those of training."""
+    if isinstance(config, PretrainConfig):
+        return 0
+    options = config.data
+    return 3 * options.val_batch_size * len(options.val_resize_size) * options.val_crop_size**2
 
 
 def steps_of_result(path: Path) -> int | None:
@@ -224,9 +232,7 @@ def sync_batch_norm_line(model: nn.Module) -> str:
     """What SyncBatchNorm costs beside its exchanges. The number is of torch's own code."""
     layers = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     waits = 3 * layers
-    return (
-        f"model.sync_batch_norm: torch's SyncBatchNorm waits for the GPU {waits} times a forward pass: steps slow down"
-    )
+    return f"model.sync_batch_norm: torch's SyncBatchNorm waits for the GPU {waits} times a forward pass, and is slow"
 
 
 def make_state(

@@ -12,7 +12,7 @@ from data.loader import batch_loader
 from data.samples import EvaluationSamples
 from models.classifier import FilteredViews, ResizedViews
 from models.normalize import Normalizer
-from utils.run.job import Job
+from utils.run.job import Job, evaluation_batch_bytes
 from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, share_of_rank
 
 
@@ -95,6 +95,7 @@ def evaluate_model(
         EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation),
         share_of_rank(len(folder), job.world, options.val_batch_size),
         workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
+        ranks=job.world.local_size, batch_bytes=evaluation_batch_bytes(config),
     )  # fmt: skip
     model = in_evaluation_layout(model, config.model.channels_last)
     rows = evaluate(model, batches, views, len(folder), job.world, mistakes)

@@ -10,11 +10,20 @@ import os
 import pytest
 from torch import nn
 
-from configs.schema import TrainOptions
+from configs.schema import FinetuneConfig, PretrainConfig, TrainOptions
 from models.trunk import make_trunk
 from tests.support.launch import in_one_line
+from utils.config import parse_command_line
 from utils.errors import UserError
-from utils.run.job import check_output_folder, lock_folder, lowered_line, steps_of_result, sync_batch_norm_line
+from utils.run.job import (
+    batch_bytes,
+    check_output_folder,
+    evaluation_batch_bytes,
+    lock_folder,
+    lowered_line,
+    steps_of_result,
+    sync_batch_norm_line,
+)
 
 
 @pytest.fixture
@@ -106,3 +115,15 @@ def test_smaller_micro_batches_than_asked_for_are_told(batch, most, chosen, rank
 def test_the_waits_of_sync_batch_norm_are_told():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(make_trunk("resnet50").classifier)
     assert "waits for the GPU 159 times a forward pass" in sync_batch_norm_line(model)
+
+
+def test_the_batches_of_an_evaluation_have_a_crop_for_each_size():
+    words = ["data.val_batch_size=10", "data.val_crop_size=20", "--val-resize-size", "20", "22", "24"]
+    assert evaluation_batch_bytes(parse_command_line(FinetuneConfig, words, "")) == 10 * 3 * (3 * 20**2)
+    assert evaluation_batch_bytes(PretrainConfig()) == 0
+
+
+@pytest.mark.parametrize(("most", "ranks", "images"), [(None, 4, 16), (8, 4, 8), (256, 4, 16), (1, 1, 1)])
+def test_the_batches_of_training_are_a_ranks_share_at_most(most, ranks, images):
+    train = TrainOptions(batch_size=64, images_per_device=most)
+    assert batch_bytes(PretrainConfig(train=train), ranks) == images * 3 * 224**2
