@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
         rank=job.world.rank, world_size=job.world.size, augmentation_repeats=config.data.augmentation_repeats,
     )  # fmt: skip
-    config = with_resolved_choices(config, plan.images_per_device, job.dtype)
+    config = with_resolved_choices(config, plan.images_per_device, job)
 
     # Model: the task says what is to be learned, the state is what a step changes
     task = Classification.from_config(config, folder.labels, len(folder.classes), job.world.device)
@@ -159,7 +159,7 @@ def training_batches(
     samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=skip_bad)
     return StepBatches.of_plan(
         samples, plan, first_step, workers=job.workers, device=job.world.device,
-        timeout_minutes=config.run.timeout_minutes,
+        timeout_minutes=config.run.timeout_minutes, ranks=job.world.local_size, image_size=config.data.train_crop_size,
     )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ class RunOptions:
     allow_config_change: bool = knob(False, "resume with another recipe",
                                      flag="--allow-config-change", affects="nothing")
     seed: int = knob(0, "seed of every random choice", low=0, high=2**63 - 1, compared=True)
-    deterministic: bool = knob(False, "bit-identical reruns on CUDA too, at some cost in speed")
+    deterministic: bool = knob(False, "bit-identical reruns on CUDA too: algorithms without atomic sums in cuDNN, "
+                               "cuBLAS and NCCL, at some cost in speed")
     device: str = knob("auto", "auto takes the rank's GPU if there is one",
                        choices=("auto", "cpu", "cuda"), affects="nothing")
     timeout_minutes: float = knob(30.0, "how long a rank waits for another before the job ends", "minutes",
@@ -252,7 +253,9 @@ class ModelOptions:
     drop_path: float = knob(
         0.0, "chance that an image skips the last residual block; linear from 0 in the first one", low=0, high=0.99)
     sync_batch_norm: bool = knob(False, "BatchNorm statistics over all GPUs")
-    channels_last: bool = knob(True, "NHWC memory layout, faster wherever convolutions use matrix units")
+    channels_last: bool | None = knob(
+        None, "NHWC memory layout; null: where it is faster, which is on a CPU, and on a GPU in bf16 and fp16 "
+        "(so not in an evaluation, which is in float32)")
 
 
 @dataclass(frozen=True)
@@ -320,11 +323,12 @@ class ScheduleOptions:
 class TrainOptions:
     batch_size: int = knob(2048, "images an optimizer step, over all ranks", "images",
                            low=1, flag="--batch-size", compared=True)
-    images_per_device: int | None = knob(None, "images per forward pass on one device; null: batch_size / ranks",
-                                         "images", low=1)
+    images_per_device: int | None = knob(
+        None, "most images per forward pass on one device: the largest number up to it that divides "
+        "batch_size / ranks; null: all of them", "images", low=1)
     precision: str = knob("auto", "auto: bfloat16 or float16 where the device is fast in it",
                           choices=("auto", "float32", "float16", "bfloat16"), compared=True)
-    tf32: bool | None = knob(None, "TF32 matrix units for float32 work; null: on where bf16 or fp16 is used")
+    tf32: bool | None = knob(None, "TF32 matrix units for float32 convolutions; null: on with bf16 or fp16")
 
 
 @dataclass(frozen=True)

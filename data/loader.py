@@ -9,14 +9,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.sampling import BatchPlan
+from utils.limits import batches_ahead
 from utils.process import shield_worker
-
-BATCHES_AHEAD = 4  # of a worker, so that a slow image or a busy disk does not hold up the step
+from utils.waiting import DeviceWait, HostWait, Wait
 
 
 def batch_loader(
-    samples: Dataset, batches: Iterable[list], workers: int, device: torch.device, timeout_minutes: float = 0
-) -> DataLoader:
+    samples: Dataset, batches: Iterable[list], workers: int, device: torch.device, timeout_minutes: float = 0,
+    ranks: int = 1, batch_bytes: int = 0,
+) -> DataLoader:  # fmt: skip
     """A loader over lists of keys into `samples`. Its workers ignore the stop signals of the rank, and die with it.
 
     Args:
@@ -24,6 +25,7 @@ def batch_loader(
         workers: loader processes; 0 loads in this process.
         device: where the batches will be used; for a GPU they lie in pinned memory.
         timeout_minutes: a worker that gives no batch for so long is an error; 0: no limit.
+        ranks, batch_bytes: on this machine, and of a batch; they bound how far workers work ahead.
     """
     if workers == 0:
         worker_options = {}
@@ -31,7 +33,7 @@ def batch_loader(
         worker_options = {
             "num_workers": workers,
             "worker_init_fn": shield_worker,
-            "prefetch_factor": BATCHES_AHEAD,
+            "prefetch_factor": batches_ahead(workers, ranks, batch_bytes),
             "timeout": 60 * timeout_minutes,
         }
         if sys.platform == "linux":
@@ -60,7 +62,7 @@ class StepBatch:
 
     micro_batches: list[MicroBatch]  # on the device
     notes: list[str]  # of images that were replaced
-    waited: float  # seconds that we waited for the loader
+    waited: Wait  # for the loader
 
 
 class StepBatches:
@@ -82,23 +84,41 @@ class StepBatches:
     @classmethod
     def of_plan(
         cls, samples: Dataset, plan: BatchPlan, first_step: int, workers: int, device: torch.device,
-        timeout_minutes: float,
+        timeout_minutes: float, ranks: int, image_size: int,
     ) -> "StepBatches":  # fmt: skip
-        """This rank's micro-batches of every step of the plan from `first_step` on; see `batch_loader`."""
-        loader = batch_loader(samples, plan.micro_batches(first_step), workers, device, timeout_minutes)
+        """This rank's micro-batches of every step of the plan from `first_step` on.
+
+        Args:
+            image_size: side of an image in pixels. For the others see `batch_loader`.
+        """
+        loader = batch_loader(
+            samples, plan.micro_batches(first_step), workers, device, timeout_minutes, ranks,
+            batch_bytes=3 * plan.images_per_device * image_size**2,
+        )  # fmt: skip
         return cls(loader, plan.accumulation, device)
 
     def next_step(self) -> StepBatch:
         """The micro-batches of the next step. Raises: StopIteration after the last step."""
         began = time.monotonic()
+        asked = self.event()
         batches = [next(self.batches) for _ in range(self.accumulation)]
-        waited = time.monotonic() - began
+        seconds = time.monotonic() - began
         notes = []
         micro_batches = []
         for images, targets, batch_notes in batches:
             micro_batches.append((images, targets))
             notes += [note for note in batch_notes if note]
-        return StepBatch(self.on_device(micro_batches), notes, waited)
+        on_device = self.on_device(micro_batches)
+        waited = HostWait(seconds) if asked is None else DeviceWait(asked, self.event())
+        return StepBatch(on_device, notes, waited)
+
+    def event(self) -> torch.cuda.Event | None:
+        """The moment at which a GPU comes to this place of its work; its clock is read later. None on a CPU."""
+        if self.copy_stream is None:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def on_device(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         """Copy micro-batches to the device. On a GPU the copies run in their own stream, beside the step before."""

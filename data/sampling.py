@@ -49,29 +49,35 @@ class BatchPlan:
         augmentation_repeats: int = 1,
         steps: int | None = None,
     ) -> "BatchPlan":
-        """Check the numbers and fill in: images_per_device None means batch_size / world_size.
+        """Check the numbers, and choose the size of micro-batches.
 
-        Raises: UserError with the nearest batch sizes where something does not divide, or on too few images.
+        Args:
+            images_per_device: the most images of a micro-batch. It becomes the largest number up to it that divides
+                batch_size / world_size, which is itself where that divides. None: batch_size / world_size.
+        Raises: UserError with the nearest batch sizes if the ranks cannot share the batch, or micro-batches would be of
+            one image; or if there are fewer images than in a batch.
         """
-        cause = f"{world_size} ranks"
-        unit = world_size
-        if images_per_device is not None:
-            cause += f" × {images_per_device} images_per_device"
-            unit *= images_per_device
-        if batch_size % unit:
-            below = max(batch_size // unit * unit, unit)
-            nearest = f"{below} or {below + unit}"
+        if batch_size % world_size:
+            below = max(batch_size // world_size * world_size, world_size)
+            nearest = f"{below} or {below + world_size}"
             raise UserError(
-                f"train.batch_size = {batch_size}: does not divide into {cause}; nearest that do: {nearest}"
+                f"train.batch_size = {batch_size}: does not divide into {world_size} ranks; nearest that do: {nearest}"
             )
         if length < batch_size:
             raise UserError(f"train.batch_size = {batch_size}: more than the {length} training images; lower it")
-        if images_per_device is None:
-            images_per_device = batch_size // world_size
+        share = batch_size // world_size
+        chosen = largest_divisor(share, images_per_device)
+        if chosen == 1 and images_per_device not in (1, None):
+            unit = images_per_device * world_size
+            below = max(batch_size // unit * unit, unit)
+            raise UserError(
+                f"train.batch_size = {batch_size}: a rank's {share} images divide into no micro-batches of 2 to "
+                f"{images_per_device} (train.images_per_device); nearest that fit: {below} or {below + unit}"
+            )
         return cls(
             length=length,
             batch_size=batch_size,
-            images_per_device=images_per_device,
+            images_per_device=chosen,
             epochs=epochs,
             seed=seed,
             rank=rank,
@@ -151,6 +157,16 @@ class BatchPlan:
             first = self.rank * self.images_per_device
             for start in range(first, self.batch_size, self.world_size * self.images_per_device):
                 yield keys[start : start + self.images_per_device]
+
+
+def largest_divisor(number: int, limit: int | None) -> int:
+    """The largest divisor of a number that is at most `limit`; None: the number itself."""
+    divisor = number
+    if limit is not None:
+        divisor = min(limit, number)
+    while number % divisor:
+        divisor -= 1
+    return divisor
 
 
 @functools.lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from utils.precision import exact_float32, full_precision
+from utils.precision import full_precision
 
 
 class OneKind:
@@ -84,7 +84,7 @@ class Blur(OneKind):
     @torch.no_grad()
     def corrupt(self, images: torch.Tensor, choices: torch.Tensor) -> tuple[torch.Tensor, None]:
         height, width = images.shape[-2:]
-        with torch.autocast(images.device.type, enabled=False), exact_float32():
+        with torch.autocast(images.device.type, enabled=False):
             images = full_precision(images)
             rows = blur_matrices(height, self.sides, self.sigma, images.device, images.dtype)[choices, None]
             columns = blur_matrices(width, self.sides, self.sigma, images.device, images.dtype)[choices, None]

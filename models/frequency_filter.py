@@ -7,7 +7,7 @@ needs no memory beside its result. High-pass is the image minus low-pass.
 
 import torch
 
-from utils.precision import exact_float32, full_precision
+from utils.precision import full_precision
 from utils.spectrum import kept_when_low, real_basis
 
 
@@ -108,7 +108,7 @@ class FrequencyFilter(TwoSided):
         # its projection; any other image is what the projection leaves of it.
         keeps_span = keep_low if self.outer_radius is None else ~keep_low
         sign = torch.where(keeps_span, 1, -1)[:, None, None, None]
-        with torch.autocast(images.device.type, enabled=False), exact_float32():
+        with torch.autocast(images.device.type, enabled=False):
             images = full_precision(images)
             rows, columns, in_span = self.basis(height, width, images.device, images.dtype)
             components = (rows @ images @ columns.T) * in_span * sign  # (B, C, K, L)

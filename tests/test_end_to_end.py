@@ -165,7 +165,7 @@ def no_root(root):
         (finetune, FINETUNE, missing_in_val, [], "val: its class folders are not those.*missing bee"),
         (finetune, FINETUNE, empty_class, [], "train/dog: this class has no image"),
         (pretrain, PRETRAIN, no_root, [], "train: no such image folder.*--data-path"),
-        (pretrain, PRETRAIN, None, ["train.images_per_device=3"], "8: does not divide.*nearest that do: 6 or 9"),
+        (pretrain, PRETRAIN, None, ["--batch-size", "7"], "7: a rank's 7 images divide.*nearest that fit: 4 or 8"),
         (pretrain, PRETRAIN, None, ["--batch-size", "32"], "32: more than the 27 training images"),
         (finetune, FINETUNE, None, ["--eval-only", "--weights", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (finetune, FINETUNE, None, ["model.name=resnet51"], "model.name = resnet51: no such trunk; there are"),

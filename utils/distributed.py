@@ -24,10 +24,13 @@ from utils.devices import choose_device, unused_gpus
 from utils.errors import UserError, first_line
 from utils.files import free_space
 from utils.limits import allow_open_files, available_cores, free_shared_memory, open_file_limit
+from utils.memory import explain_out_of_memory
 from utils.process import EXIT_REQUEUE, STOP_SIGNALS, StopRequest, die_with_parent, is_ignored, keep_freed_memory
 
 SECONDS_TO_NOTICE = 5  # that a job has failed; healthy ranks take one or two
 SECONDS_TO_BE_ENDED = 2  # by torchrun, once another rank has failed
+# NCCL's watchdog ends a process and does not say which rank hangs. Gloo, which every step uses too, is to come first.
+NCCL_WAITS_LONGER = timedelta(minutes=2)
 
 Result = TypeVar("Result")
 
@@ -132,8 +135,17 @@ def join_process_group(rank: int, size: int, device: torch.device, timeout: time
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    if device.type == "cuda":
+        set_timeout_on(device, timeout + NCCL_WAITS_LONGER)
     store.set(f"host {rank}", socket.gethostname())
     rank_store = RankStore(rank, size, store)
+
+
+def set_timeout_on(device: torch.device, timeout: timedelta) -> None:
+    """Of the exchanges between devices of this type."""
+    # dist.init_process_group has one timeout for all backends.
+    backend = dist.distributed_c10d._get_default_group()._get_backend(device)
+    backend._set_default_timeout(timeout)
 
 
 def why_not_joined(error: Exception) -> str:
@@ -221,11 +233,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         # In an error of a loader worker the message comes after the worker's traceback.
         return text.rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"{text.splitlines()[0]} Lower train.images_per_device: the batch stays the same, made up of more "
-            "micro-batches (BatchNorm sees one at a time). In an evaluation, lower data.val_batch_size."
-        )
+    if out_of_memory := explain_out_of_memory(error):
+        return out_of_memory
     if re.search("Too many open files|ancdata", text):
         return (
             f"too many open files (at most {open_file_limit()} here); raise the limit (ulimit -Hn; docker: --ulimit "

@@ -31,7 +31,7 @@ def measure_pictures(options: argparse.Namespace, folder: Path) -> dict:
     words += [f"run.device={options.device}", "logging.pictures_every_steps=1"]
     config = parse_command_line(PretrainConfig, words, "")
     job = open_job(config)
-    config = with_resolved_choices(config, options.batch, job.dtype)
+    config = with_resolved_choices(config, options.batch, job)
     options.size, options.precision = config.data.train_crop_size, config.train.precision
     state = make_state(config, job, network_from_config(config), steps_per_epoch=1)
     task = MaskedFrequencyModelling.from_config(config, job.world.device)

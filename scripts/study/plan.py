@@ -13,7 +13,7 @@ from utils.run.reading import differing, flat, read_json, resolved_config
 # A finished run may differ from its plan in these: where it worked, and what it left behind.
 FREE = keys_affecting(PretrainConfig, "nothing") | keys_affecting(FinetuneConfig, "nothing")
 # These a plan may leave open (null or auto). The run then writes the value that it has chosen.
-CHOSEN_BY_THE_RUN = ("train.images_per_device", "train.precision")
+CHOSEN_BY_THE_RUN = ("train.images_per_device", "train.precision", "model.channels_last")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ def changes(path: Path, config: PretrainConfig | FinetuneConfig, free: frozenset
     for key in CHOSEN_BY_THE_RUN:
         if planned[key] in (None, "auto"):
             changed.pop(key, None)
+    before, most = changed.get("train.images_per_device", (None, None))
+    if before is not None and most is not None and before < most:  # a run takes fewer where the most does not divide
+        del changed["train.images_per_device"]
     return changed
 
 

@@ -1,5 +1,6 @@
 """Batches of the loader, and what a step gets of them."""
 
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def test_the_time_spent_waiting_for_the_loader_is_measured():
             time.sleep(0.05)
             yield [torch.zeros(1), torch.zeros(1), [""]]
 
-    assert 0.1 <= StepBatches(slow_batches(), accumulation=2, device=CPU).next_step().waited < 5
+    assert 0.1 <= StepBatches(slow_batches(), accumulation=2, device=CPU).next_step().waited.seconds < 5
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6), (2, 3, 8, 6)])
@@ -84,6 +85,14 @@ def test_a_worker_that_hangs_ends_the_wait():
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize(("batch_bytes", "expected"), [(3 * 4 * 4, 4), (2**29, 2), (2**33, 1)])
+def test_large_batches_are_not_made_far_ahead(batch_bytes, expected, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    loader = batch_loader(NumberedSamples(), [[1, 2]], 2, CPU, batch_bytes=batch_bytes)
+    assert loader.prefetch_factor == expected
+
+
 @dataclass
 class FakeGpu:
     """Stands for a GPU: notes what is asked of it, in order."""
@@ -92,6 +101,10 @@ class FakeGpu:
 
     def tensor(self, name):
         return FakeTensor(name, self)
+
+    def event(self, enable_timing):
+        assert enable_timing
+        return FakeEvent(self)
 
     def stream(self, device):
         self.events.append(("new stream", device))
@@ -114,6 +127,14 @@ class FakeStream:
 
 
 @dataclass
+class FakeEvent:
+    gpu: FakeGpu
+
+    def record(self, stream):
+        self.gpu.events.append(("event", stream.name))
+
+
+@dataclass
 class FakeTensor:
     name: str
     gpu: FakeGpu
@@ -131,6 +152,7 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
     """The copies wait for nothing, the step waits for them, and no memory is given out again before its end."""
     gpu, device = FakeGpu(), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "Stream", gpu.stream)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda of: FakeStream("step", gpu))
     batches = StepBatches([[gpu.tensor("images"), gpu.tensor("targets"), ["a note"]]], accumulation=1, device=device)
@@ -139,6 +161,7 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
     assert step.notes == ["a note"]
     assert gpu.events == [
         ("new stream", device),
+        ("event", "step"),  # when all steps before are done
         ("enter", "copies"),
         ("copy", "images", device),
         ("copy", "targets", device),
@@ -146,4 +169,5 @@ def test_on_a_gpu_copies_have_their_own_stream_and_their_memory_is_kept_for_the_
         ("step", "waits for", "copies"),
         ("images on the GPU", "used by", "step"),
         ("targets on the GPU", "used by", "step"),
+        ("event", "step"),  # when the images are there too
     ]

@@ -186,8 +186,8 @@ def test_repeats_go_on_where_a_batch_ends():
     [
         (10, None, 4, "train.batch_size = 10: .* 4 ranks; .*: 8 or 12$"),
         (3, None, 4, ": 4 or 8$"),
-        (100, 16, 3, "train.batch_size = 100: .* 3 ranks × 16 images_per_device; .*: 96 or 144$"),
-        (8, 16, 1, "16 images_per_device; .*: 16 or 32$"),
+        (100, 16, 3, "train.batch_size = 100: .* 3 ranks; .*: 99 or 102$"),
+        (74, 16, 2, r"a rank's 37 images .* 2 to 16 \(train.images_per_device\); .*: 64 or 96$"),
         (2048, None, 2, "train.batch_size = 2048: more than the 103 training images"),
         (104, 8, 1, "more than the 103 training images"),
     ],
@@ -195,6 +195,28 @@ def test_repeats_go_on_where_a_batch_ends():
 def test_batch_sizes_that_do_not_work(batch, images, ranks, complaint):
     with pytest.raises(UserError, match=complaint):
         BatchPlan.make(103, batch, images, epochs=1, world_size=ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "ranks", "chosen"),
+    [
+        (96, 16, 3, 16),  # divides
+        (64, 256, 1, 64),  # a small batch of a recipe for many GPUs
+        (64, 256, 4, 16),
+        (100, 64, 1, 50),
+        (100, 49, 2, 25),
+        (96, 1, 1, 1),
+        (97, None, 1, 97),
+        (97, 97, 1, 97),
+        (98, 98, 2, 49),
+    ],
+)
+def test_micro_batches_are_the_largest_that_divide_a_ranks_share(batch, most, ranks, chosen):
+    plan = BatchPlan.make(103, batch, most, epochs=1, world_size=ranks)
+    assert plan.images_per_device == chosen
+    assert plan.accumulation * chosen * ranks == batch
+    keys = [len(keys) for keys in plan.micro_batches()]
+    assert keys == [chosen] * plan.accumulation
 
 
 def test_a_batch_of_all_images_works():

@@ -1,12 +1,14 @@
 """How an entry point ends, and what it says about failures that are no fault of the code."""
 
+import json
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 
-from tests.support.launch import ROOT
+from tests.support.launch import ROOT, endings, start_ranks
 from utils import distributed
 
 PROGRAM = """
@@ -96,7 +98,6 @@ def test_without_other_ranks_a_runtime_error_is_a_fault_of_the_code():
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "Lower train.images_per_device"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \n"), "lower data.workers"),
         (RuntimeError("DataLoader timed out after 60 seconds"), "a loader worker ended or hangs"),
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied; fix this"),
@@ -116,3 +117,65 @@ def test_a_killed_loader_worker_is_explained():
     )
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "error: a loader worker ended" in ended.stderr and "lower data.workers" in ended.stderr
+
+
+AT_JOINING = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+from configs.schema import PretrainConfig
+from utils.config import parse_command_line
+from utils.run.job import open_job
+
+def noting(*arguments, **options):
+    print("AT JOINING", json.dumps({
+        "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"), "nccl": os.environ.get("NCCL_ALGO"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "search": torch.backends.cudnn.benchmark,
+        "fills": torch.utils.deterministic.fill_uninitialized_memory,
+    }), flush=True)
+    return original(*arguments, **options)
+
+original, dist.init_process_group = dist.init_process_group, noting
+open_job(parse_command_line(PretrainConfig, sys.argv[1:], ""))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_is_set_when_the_ranks_join(deterministic, tmp_path, monkeypatch):
+    """Observed in real ranks: NCCL and torch's process group look at it at that moment."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO"):
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "open_job.py"
+    program.write_text(AT_JOINING)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = [f"run.deterministic={str(deterministic).lower()}", "run.device=cpu", "--output-dir", str(tmp_path / "run")]
+    for code, printed in endings(start_ranks(2, str(program), *words)):
+        assert code == 0, printed
+        (line,) = [line for line in printed.splitlines() if line.startswith("AT JOINING")]
+        at_joining = json.loads(line.removeprefix("AT JOINING"))
+        expected = {"cublas": None, "nccl": None, "deterministic": False, "search": True, "fills": True}
+        if deterministic:
+            expected = {
+                "cublas": ":4096:8", "nccl": "^NVLS", "deterministic": True, "search": False, "fills": False,
+            }  # fmt: skip
+        assert at_joining == expected
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    dist = torch.distributed
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(minutes=7))
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_the_timeout_of_one_backend_can_be_longer(group_of_one):
+    """On a GPU it is NCCL's; here gloo's, which is told alike."""
+    cpu = torch.device("cpu")
+    backend = group_of_one._get_backend(cpu)
+    assert backend.options._timeout == timedelta(minutes=7)
+    distributed.set_timeout_on(cpu, timedelta(minutes=7) + distributed.NCCL_WAITS_LONGER)
+    assert backend.options._timeout == timedelta(minutes=9)

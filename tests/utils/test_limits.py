@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from data.decode import decode_image
 from utils import limits
 from utils.distributed import explain
 from utils.errors import UserError
-from utils.limits import available_cores, check_loader_limits, cpu_quota
+from utils.limits import available_cores, batches_ahead, check_loader_limits, cpu_quota
 
 V1 = "12:memory:/docker/abc\n4:cpu,cpuacct:{path}\n3:cpuset:/\n1:name=systemd:/\n"
 
@@ -116,3 +117,33 @@ def test_shared_memory_that_cannot_be_written_or_is_too_small_is_told(tmp_path):
     check_loader_limits(0, 2, 2 * free, tmp_path)
     check_loader_limits(1, 1, free // 2, tmp_path)
     assert [*tmp_path.iterdir()] == []
+
+
+BATCH = 3 * 256 * 224**2  # 38.5 MB, pinned 67
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_bytes", "expected"),
+    [
+        (0, BATCH, 4),
+        (4, BATCH, 4),  # 1.1 GB pinned
+        (8, BATCH, 4),  # 2.1 GB: just so
+        (9, BATCH, 3),
+        (16, BATCH, 2),
+        (32, BATCH, 1),
+        (200, BATCH, 1),  # fewer than one a worker would be none
+        (8, 2**26 + 1, 2),  # a byte more takes the next power of two
+        (16, 0, 4),  # not known
+        (16, 3 * 64**2, 4),
+    ],
+)
+def test_workers_work_ahead_as_far_as_memory_allows(workers, batch_bytes, expected, tmp_path):
+    assert batches_ahead(workers, 1, batch_bytes, tmp_path / "no shared memory") == expected
+
+
+@pytest.mark.parametrize(("free_batches", "expected"), [(200, 4), (64, 4), (63, 3), (32, 2), (16, 1), (3, 1)])
+def test_workers_leave_half_of_the_shared_memory(free_batches, expected, tmp_path, monkeypatch):
+    """4 workers of each of 2 ranks."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=free_batches * BATCH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert batches_ahead(4, 2, BATCH, tmp_path) == expected

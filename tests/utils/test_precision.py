@@ -1,12 +1,22 @@
 """Which format on which device, and which wheel has kernels for it."""
 
+import os
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from utils.devices import missing_kernels
-from utils.precision import choose_precision, exact_float32, set_numerics, set_tf32
+from utils.precision import (
+    choose_precision,
+    exact_float32,
+    set_determinism,
+    set_numerics,
+    set_tf32,
+    uses_channels_last,
+    without_algorithm_search,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -45,12 +55,12 @@ def test_auto_on_a_cpu_is_bfloat16_where_native():
 @pytest.fixture
 def numerics():
     """Puts the process-wide switches back."""
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     tf32, benchmark = cudnn.allow_tf32, cudnn.benchmark
     yield
-    torch.set_float32_matmul_precision(matmul)
     cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.mark.parametrize(
@@ -63,14 +73,50 @@ def numerics():
         (torch.bfloat16, False, False),
     ],
 )
+def test_tf32_is_of_convolutions_alone(numerics, dtype, tf32, on):
+    """Torch warns of an API that it gives up, and raises an error where two are mixed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        set_numerics(dtype, tf32)
+        assert torch.backends.cudnn.allow_tf32 == on
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_switches(numerics, monkeypatch, dtype, tf32, on, deterministic):
+def test_switches_of_determinism(numerics, monkeypatch, deterministic):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    set_numerics(dtype, tf32, deterministic)
-    assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
-    assert torch.backends.cudnn.allow_tf32 == on
+    monkeypatch.delenv("NCCL_ALGO", raising=False)
+    set_determinism(deterministic)
     assert torch.backends.cudnn.benchmark == (not deterministic)
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert os.environ.get("NCCL_ALGO") == ("^NVLS" if deterministic else None)
+    assert not torch.empty(10**5).isnan().any()
+
+
+def test_what_the_user_has_set_for_nccl_stays(numerics, monkeypatch):
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    set_determinism(True)
+    assert (os.environ["NCCL_ALGO"], os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ("Ring", ":16:8")
+
+
+@pytest.mark.parametrize(
+    ("option", "dtype", "device", "expected"),
+    [
+        (None, torch.float32, CPU, True),
+        (None, torch.bfloat16, CPU, True),
+        (None, torch.bfloat16, GPU, True),
+        (None, torch.float16, GPU, True),
+        (None, torch.float32, GPU, False),  # also of an evaluation
+        (True, torch.float32, GPU, True),
+        (False, torch.bfloat16, GPU, False),
+        (False, torch.float32, CPU, False),
+    ],
+)
+def test_the_layout_of_each_device_and_format(option, dtype, device, expected):
+    assert uses_channels_last(option, dtype, device) == expected
 
 
 WHEEL_2_10 = "sm_70 sm_75 sm_80 sm_86 sm_90 sm_100 sm_120".split()
@@ -115,8 +161,16 @@ def test_wheels_that_do_not_fit_are_named_with_the_one_that_does(capability, whe
 @pytest.mark.parametrize("tf32", [True, False])
 def test_exact_float32_switches_tf32_off_and_back(numerics, tf32):
     set_tf32(tf32)
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with pytest.raises(ZeroDivisionError), exact_float32():
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+        assert not torch.backends.cudnn.allow_tf32
         raise ZeroDivisionError
-    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_the_search_for_algorithms_is_switched_off_and_back(numerics, benchmark):
+    torch.backends.cudnn.benchmark = benchmark
+    with pytest.raises(ZeroDivisionError), without_algorithm_search():
+        assert not torch.backends.cudnn.benchmark
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.benchmark == benchmark

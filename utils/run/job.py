@@ -14,12 +14,19 @@ from typing import IO, Protocol, TypeVar
 import torch
 from torch import nn
 
-from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig, ScheduleOptions
-from utils.console import say
+from configs.schema import (
+    FinetuneConfig,
+    ModelOptions,
+    OptimizerOptions,
+    PretrainConfig,
+    ScheduleOptions,
+    TrainOptions,
+)
+from utils.console import fitted, say
 from utils.distributed import World, join
 from utils.errors import UserError
 from utils.limits import available_cores, check_loader_limits
-from utils.precision import choose_precision, set_numerics
+from utils.precision import choose_precision, set_determinism, set_numerics, uses_channels_last
 from utils.run.agreement import check_ranks_agree, facts_of_files, facts_of_start
 from utils.run.checkpoint import Checkpoints
 from utils.run.provenance import write_json
@@ -103,9 +110,10 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     Raises: UserError if the ranks differ in config, code or versions, the folder cannot be one of a run, another job
         has it, or it holds checkpoints and run.resume does not say to continue.
     """
+    set_determinism(config.run.deterministic)
     world = join(config.run.device, config.run.timeout_minutes)
     dtype = choose_precision(config.train.precision, world.device)
-    set_numerics(dtype, config.train.tf32, config.run.deterministic)
+    set_numerics(dtype, config.train.tf32)
     check_ranks_agree(world, facts_of_start(config, device=world.device.type, precision=str(dtype)))
     output = Path(config.run.output_dir)
     checkpoints = Checkpoints(output / "checkpoints", **asdict(config.checkpoint))
@@ -118,7 +126,7 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     workers = config.data.workers
     if workers is None:
         workers = max(1, available_cores() // world.local_size)
-    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size))
+    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size) + evaluation_batch_bytes(config))
     return Job(
         world=world, dtype=dtype, output=output, checkpoints=checkpoints, resume=world.gather(resume)[0],
         workers=workers, lock=lock,
@@ -127,8 +135,18 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
 
 def batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
     """Of the images of a training batch, which a loader worker hands over at once."""
-    images = config.train.images_per_device or max(1, config.train.batch_size // ranks)
+    images = max(1, config.train.batch_size // ranks)
+    if config.train.images_per_device is not None:
+        images = min(images, config.train.images_per_device)
     return 3 * images * config.data.train_crop_size**2
+
+
+def evaluation_batch_bytes(config: PretrainConfig | FinetuneConfig) -> int:
+    """Of the crops of an evaluation's batch, one for each resize size; its workers run beside those of training."""
+    if isinstance(config, PretrainConfig):
+        return 0
+    options = config.data
+    return 3 * options.val_batch_size * len(options.val_resize_size) * options.val_crop_size**2
 
 
 def steps_of_result(path: Path) -> int | None:
@@ -184,16 +202,47 @@ def lock_folder(folder: Path) -> IO | None:
     return file
 
 
-def with_resolved_choices(config: Config, images_per_device: int, dtype: torch.dtype) -> Config:
-    """The config with `auto` and null filled in, as it is saved and compared on resuming."""
-    precision = str(dtype).removeprefix("torch.")
+def with_resolved_choices(config: Config, images_per_device: int, job: Job) -> Config:
+    """The config with `auto` and null filled in, as it is saved and compared on resuming.
+
+    model.channels_last stays null, since training and evaluation choose differently: see `uses_channels_last`.
+    Args:
+        images_per_device: of the plan of batches; if it is below what the config allows, a line says so.
+    """
+    limit = config.train.images_per_device
+    if limit is not None and images_per_device < limit:
+        job.say(lowered_line(config.train, images_per_device, job.world.size))
+    precision = str(job.dtype).removeprefix("torch.")
     return replace(config, train=replace(config.train, images_per_device=images_per_device, precision=precision))
 
 
-def to_device(model: nn.Module, device: torch.device, options: ModelOptions) -> nn.Module:
-    """The model on its device, in the memory layout of `options.channels_last`."""
-    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+def lowered_line(options: TrainOptions, images_per_device: int, ranks: int) -> str:
+    """That micro-batches are smaller than they may be, and what would make them fit."""
+    share = options.batch_size // ranks
+    line = (
+        f"train.images_per_device {options.images_per_device} → {images_per_device}: a rank's share of the batch, "
+        f"{share} images, divides into no larger micro-batches; BatchNorm sees {images_per_device} at a time"
+    )
+    if 2 * images_per_device <= min(options.images_per_device, share):
+        unit = options.images_per_device * ranks
+        below = max(options.batch_size // unit * unit, unit)
+        line = f"warning: {line}; a batch of {below} or {below + unit} would be cut as asked"
+    return fitted(line)
+
+
+def to_device(model: nn.Module, device: torch.device, options: ModelOptions, dtype: torch.dtype) -> nn.Module:
+    """The model on its device, in the memory layout that `options` and the format it computes in ask for."""
+    memory_format = torch.contiguous_format
+    if uses_channels_last(options.channels_last, dtype, device):
+        memory_format = torch.channels_last
     return model.to(device, memory_format=memory_format)
+
+
+def sync_batch_norm_line(model: nn.Module) -> str:
+    """What SyncBatchNorm costs beside its exchanges. The number is of torch's own code."""
+    layers = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    waits = 3 * layers
+    return f"model.sync_batch_norm: torch's SyncBatchNorm waits for the GPU {waits} times a forward pass, and is slow"
 
 
 def make_state(
@@ -210,7 +259,8 @@ def make_state(
         if job.world.device.type == "cpu":
             raise UserError("model.sync_batch_norm = true: torch has it for GPUs only; set it to false")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = to_device(model, job.world.device, config.model)
+        job.say(fitted(sync_batch_norm_line(model)))
+    model = to_device(model, job.world.device, config.model, job.dtype)
     return TrainingState(
         model, make_optimizer(model, config.optimizer), job.world, job.dtype,
         seed=config.run.seed, image_size=config.data.train_crop_size, clip_grad_norm=config.optimizer.clip_grad_norm,

@@ -5,7 +5,6 @@ A line of log.jsonl has the values of its very step; the console shows the mean 
 
 import errno
 import itertools
-import math
 import resource
 import time
 from collections.abc import Mapping
@@ -32,11 +31,11 @@ from utils.run.progress import (
 )
 from utils.training.hooks import Every
 from utils.training.step import Metrics, add_metrics
+from utils.waiting import FEWEST_STEPS_FOR_ADVICE, Wait, wait_share, workers_needed
 
 if TYPE_CHECKING:
     from utils.run.job import Job
 
-LONGEST_WAIT = 0.02  # share of a step's time
 BAR = "{percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix}"
 SCORES = ("top1", "top5", "loss")  # of an evaluation: percent, percent, mean cross-entropy
 
@@ -74,21 +73,22 @@ class RunLog:
         self.start_interval()
 
     def start_interval(self) -> None:
-        self.interval_start, self.interval_steps, self.waited = time.monotonic(), 0, 0.0
+        self.interval_start, self.interval_steps = time.monotonic(), 0
+        self.interval_waits: list[Wait] = []
         self.interval_losses: Metrics = {}
 
-    def count(self, learning_rate: float, metrics: Metrics, waited: float) -> None:
+    def count(self, learning_rate: float, metrics: Metrics, waited: Wait) -> None:
         """Take note of a step.
 
         Args:
             metrics: this rank's sums and counts, on the device.
-            waited: seconds this step waited for the loader.
+            waited: for the loader; read with the next line.
         """
         self.learning_rate, self.metrics = learning_rate, metrics
         with torch.no_grad():
             add_metrics(self.interval_losses, {name: pair for name, pair in metrics.items() if name.startswith("loss")})
         self.interval_steps += 1
-        self.waited += waited
+        self.interval_waits.append(waited)
         if self.bar is not None:
             self.bar.update()
 
@@ -97,15 +97,18 @@ class RunLog:
 
     def run(self, step: int) -> None:
         """Write a line after `step` completed steps. Waits for the device, on all ranks."""
-        values, wait_share = self.over_ranks()
-        means = self.mean_losses()
+        means = self.mean_losses()  # waits for the device, which has then measured how long the steps waited
         seconds = self.interval_seconds()
+        values, share = self.over_ranks(seconds)
+        needed = self.workers
+        if not self.is_first_line:
+            needed = workers_needed(self.workers, share, self.interval_steps)
         line = {"step": step, "epoch": self.epoch_of(step), **values}
         line |= {
             "learning_rate": self.learning_rate,
             "images_per_second": self.interval_steps * self.batch_size / seconds,
-            "data_wait_share": wait_share,
-            "workers_needed": self.workers if self.is_first_line else workers_needed(self.workers, wait_share),
+            "data_wait_share": share,
+            "workers_needed": needed,
             "peak_memory_gb": peak_memory(self.world.device),
             "time": time.time(),
         }
@@ -133,12 +136,13 @@ class RunLog:
             return self.interval_seconds() / self.interval_steps
         return (time.monotonic() - self.pace_since) / (step - self.pace_step)
 
-    def over_ranks(self) -> tuple[dict[str, float], float]:
-        """The latest step's values, means over all ranks, and the share of the interval that ranks waited for data."""
+    def over_ranks(self, seconds: float) -> tuple[dict[str, float], float]:
+        """The latest step's values, and the share of so many seconds that was waited for data, means over all ranks."""
         rows = [torch.stack(pair).double() for pair in self.metrics.values()]
-        rows.append(torch.tensor([self.waited, 1.0], dtype=torch.float64, device=rows[0].device))
-        *sums, (waited, ranks) = self.world.sum(torch.stack(rows)).tolist()
-        return quotients(self.metrics, sums), min(waited / ranks / self.interval_seconds(), 0.999)
+        own_share = wait_share(self.interval_waits, seconds)
+        rows.append(torch.tensor([own_share, 1.0], dtype=torch.float64, device=rows[0].device))
+        *sums, (share, ranks) = self.world.sum(torch.stack(rows)).tolist()
+        return quotients(self.metrics, sums), share / ranks
 
     def mean_losses(self) -> dict[str, float]:
         """Means over all ranks and all steps since the line before, for the console."""
@@ -148,19 +152,20 @@ class RunLog:
     def show_progress(self, line: dict, means: dict[str, float], seconds_left: float) -> None:
         fields = step_in_words(line["step"], self.total_steps, self.steps_per_epoch)
         fields += [*losses_in_words(means), f"lr {line['learning_rate']:.2e}"]
-        wait_share = 0.0 if self.is_first_line else line["data_wait_share"]  # the start is slow anyway
-        if wait_share > WAIT_WORTH_TELLING:
-            fields.append(f"data wait {wait_share:.0%}")
+        share = 0.0 if self.is_first_line else line["data_wait_share"]  # the start is slow anyway
+        if share > WAIT_WORTH_TELLING:
+            fields.append(f"data wait {share:.0%}")
         pace = [f"{line['images_per_second']:.0f} img/s", f"eta {time_left(seconds_left)}"]
         if self.bar is None:
             fields += pace
         else:
             self.bar.set_postfix_str(", ".join(pace), refresh=False)
         self.say(one_line(fields))
-        if wait_share > WAIT_WORTH_TELLING and not self.has_hinted:
+        is_enough = self.interval_steps >= FEWEST_STEPS_FOR_ADVICE
+        if share > WAIT_WORTH_TELLING and is_enough and not self.has_hinted:
             self.has_hinted = True
             self.say(
-                f"warning: steps wait {wait_share:.0%} of their time for images (data.workers {self.workers}: "
+                f"warning: steps wait {share:.0%} of their time for images (data.workers {self.workers}: "
                 f"{line['workers_needed']}, on as many cores a rank, would keep up)"
             )
 
@@ -258,17 +263,6 @@ def quotients(names: Metrics, sums: list[list[float]]) -> dict[str, float]:
         if count:
             values[name] = total / count
     return values
-
-
-def workers_needed(workers: int, wait_share: float) -> int:
-    """Loader processes with which a step would not wait: those there are, if it waits at most 2 % of its time.
-
-    While a step waits, `workers` make images as fast as they can; without waiting it takes 1 / (1 − wait_share) times
-    as many. With none, the step's own process spends that share on them.
-    """
-    if wait_share <= LONGEST_WAIT:
-        return workers
-    return math.ceil((workers or wait_share) / (1 - wait_share))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -27,6 +27,7 @@ from utils.training.step import TrainingState
 if TYPE_CHECKING:
     from utils.run.job import Job
 
+LEFT_OPEN = "model.channels_last"  # null fits every value: true was the default once, and only rounding differs
 SAMPLED_FILES = "sampled_files"  # of data.identity.identity: hashes, of which some may differ after a file was mended
 
 
@@ -200,8 +201,11 @@ def changed_settings(config: PretrainConfig | FinetuneConfig, saved: dict) -> li
     free = keys_affecting(type(config), "score", "nothing")
     changed = []
     for key in sorted(before | now):
-        if key not in free and before.get(key) != now.get(key):
-            changed.append(f"{key}: {before.get(key)} -> {now.get(key)}")
+        if key in free or before.get(key) == now.get(key):
+            continue
+        if key == LEFT_OPEN and None in (before.get(key), now.get(key)):
+            continue
+        changed.append(f"{key}: {before.get(key)} -> {now.get(key)}")
     return changed
 
 

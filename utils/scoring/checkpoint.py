@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from configs.schema import FinetuneConfig
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, read_weights
@@ -31,7 +33,7 @@ def evaluate_checkpoint(config: FinetuneConfig) -> int:
     account = load_weights(network, file.weights, path, trunk_children(name), whole=True)
     job.say(f"{path}: layout: {file.layout}; {account}")
     job.say(file.evaluated_with(data.val.classes, config.data.mean, config.data.std))
-    network = to_device(network, job.world.device, config.model)
+    network = to_device(network, job.world.device, config.model, torch.float32)
     result = evaluate_models(config, job, {"ema" if config.run.use_ema else "model": network}, data)
     job.say(results_table(result["results"]))
     file_name = "frequency_sweep.json" if config.run.frequency_sweep else "evaluation.json"

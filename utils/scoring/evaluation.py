@@ -12,8 +12,8 @@ from data.loader import batch_loader
 from data.samples import EvaluationSamples
 from models.classifier import FilteredViews, ResizedViews
 from models.normalize import Normalizer
-from utils.run.job import Job
-from utils.training.evaluation import Mistakes, evaluate, share_of_rank
+from utils.run.job import Job, evaluation_batch_bytes
+from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, share_of_rank
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def evaluate_model(
         EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation),
         share_of_rank(len(folder), job.world, options.val_batch_size),
         workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
+        ranks=job.world.local_size, batch_bytes=evaluation_batch_bytes(config),
     )  # fmt: skip
+    model = in_evaluation_layout(model, config.model.channels_last)
     rows = evaluate(model, batches, views, len(folder), job.world, mistakes)
     return [{"weights": weights, **row} for row in rows]

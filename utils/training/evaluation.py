@@ -1,6 +1,7 @@
 """Exact evaluation: every image once, whatever the number of ranks and the batch size, counted in integers."""
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from utils.console import progress_bar
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import exact_float32
+from utils.precision import exact_float32, uses_channels_last, without_algorithm_search
 from utils.tables import markdown_table
 
 LARGEST_CONFUSION = 100  # classes that a confusion matrix is counted for
@@ -43,8 +44,22 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def in_evaluation_layout(model: nn.Module, channels_last: bool | None) -> nn.Module:
+    """The model itself, or a copy in the memory layout that float32 is faster in on its device.
+
+    Args:
+        channels_last: the knob model.channels_last.
+    """
+    device = next(model.parameters()).device
+    if uses_channels_last(channels_last, torch.float32, device):
+        return model
+    # Converting the model to and fro could leave weights in another layout than the optimizer's moments of them.
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+
+
 @torch.inference_mode()
 @exact_float32()
+@without_algorithm_search()
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], views: Views, length: int, world: World,
     mistakes: "Mistakes | None" = None,

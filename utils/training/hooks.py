@@ -17,6 +17,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.figures import radial_curves
 from utils.pictures import Reconstruction, eight_bit, log_magnitude, sheet
+from utils.precision import without_algorithm_search
 from utils.process import EXIT_REQUEUE, must_finish
 from utils.run.provenance import write_json
 from utils.run.resume import position_after
@@ -161,7 +162,7 @@ class ShowReconstructions:
         return self.log.board.active and len(self.images) > 0 and self.every.due(step)
 
     def run(self, step: int) -> None:
-        with self.log.board.guard(step):
+        with self.log.board.guard(step), without_algorithm_search():
             reconstructions = self.task.show(self.model, self.images)
             for kind, reconstruction in reconstructions.items():
                 self.show_pictures(kind, reconstruction.pictures, step)

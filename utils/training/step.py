@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
+from utils.precision import without_algorithm_search
 from utils.seeding import keyed_torch
 from utils.training.average import AverageRule, update_average
 from utils.training.evaluation import in_evaluation
@@ -138,7 +139,7 @@ def warm_up_ddp_buckets(replica: DistributedDataParallel, image_size: int) -> No
     order shows.
     """
     weight = next(replica.parameters())
-    with in_evaluation(replica):
+    with in_evaluation(replica), without_algorithm_search():
         image = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
         replica(image).sum().backward()
     replica.zero_grad(set_to_none=True)

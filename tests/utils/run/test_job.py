@@ -8,9 +8,22 @@ import json
 import os
 
 import pytest
+from torch import nn
 
+from configs.schema import FinetuneConfig, PretrainConfig, TrainOptions
+from models.trunk import make_trunk
+from tests.support.launch import in_one_line
+from utils.config import parse_command_line
 from utils.errors import UserError
-from utils.run.job import check_output_folder, lock_folder, steps_of_result
+from utils.run.job import (
+    batch_bytes,
+    check_output_folder,
+    evaluation_batch_bytes,
+    lock_folder,
+    lowered_line,
+    steps_of_result,
+    sync_batch_norm_line,
+)
 
 
 @pytest.fixture
@@ -81,3 +94,36 @@ def test_a_result_that_cannot_be_read_is_none(text, tmp_path):
     assert steps_of_result(path) is None
     path.write_text(json.dumps({"steps": 7}))
     assert steps_of_result(path) == 7
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "chosen", "ranks", "is_warning", "expected"),
+    [
+        (128, 256, 128, 1, False, "train.images_per_device 256 → 128: a rank's share of the batch, 128 images"),
+        (64, 256, 16, 4, False, "train.images_per_device 256 → 16: a rank's share of the batch, 16 images"),
+        (100, 64, 50, 1, False, "64 → 50: a rank's share of the batch, 100 images, divides into no larger"),
+        (62, 16, 2, 1, True, "BatchNorm sees 2 at a time; a batch of 48 or 64 would be cut as asked"),
+        (106, 40, 1, 2, True, "BatchNorm sees 1 at a time; a batch of 80 or 160 would be cut as asked"),
+    ],
+)
+def test_smaller_micro_batches_than_asked_for_are_told(batch, most, chosen, ranks, is_warning, expected):
+    line = in_one_line(lowered_line(TrainOptions(batch_size=batch, images_per_device=most), chosen, ranks))
+    assert expected in line
+    assert line.startswith("warning: ") == is_warning
+
+
+def test_the_waits_of_sync_batch_norm_are_told():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(make_trunk("resnet50").classifier)
+    assert "waits for the GPU 159 times a forward pass" in sync_batch_norm_line(model)
+
+
+def test_the_batches_of_an_evaluation_have_a_crop_for_each_size():
+    words = ["data.val_batch_size=10", "data.val_crop_size=20", "--val-resize-size", "20", "22", "24"]
+    assert evaluation_batch_bytes(parse_command_line(FinetuneConfig, words, "")) == 10 * 3 * (3 * 20**2)
+    assert evaluation_batch_bytes(PretrainConfig()) == 0
+
+
+@pytest.mark.parametrize(("most", "ranks", "images"), [(None, 4, 16), (8, 4, 8), (256, 4, 16), (1, 1, 1)])
+def test_the_batches_of_training_are_a_ranks_share_at_most(most, ranks, images):
+    train = TrainOptions(batch_size=64, images_per_device=most)
+    assert batch_bytes(PretrainConfig(train=train), ranks) == images * 3 * 224**2

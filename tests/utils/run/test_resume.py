@@ -10,7 +10,7 @@ from data.sampling import BatchPlan
 from utils.config import keys_affecting, parse_command_line, to_dict
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints
-from utils.run.resume import Start, find_resume, position_after, read_resume, starting_point
+from utils.run.resume import LEFT_OPEN, Start, find_resume, position_after, read_resume, starting_point
 
 
 @pytest.fixture
@@ -85,7 +85,8 @@ def changes_the_result():
     values = {str: "x", bool: True, int: 64, float: 0.123, list: [0.11, 0.22, 0.33]}
     for section, keys in to_dict(config()).items():
         for key, value in keys.items():
-            if f"{section}.{key}" in keys_affecting(PretrainConfig, "weights"):
+            knob = f"{section}.{key}"
+            if knob in keys_affecting(PretrainConfig, "weights") and knob != LEFT_OPEN:
                 kind = int if value is None else type(value)
                 yield section, key, not value if kind is bool else values[kind]
 
@@ -96,6 +97,20 @@ def test_every_other_key_may_not(checkpoints, section, key, value):
     now = replace(now, **{section: replace(getattr(now, section), **{key: value})})
     with pytest.raises(UserError, match=rf"{section}\.{key}: .* -> "):
         read_resume(saved_by(checkpoints), now, {})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "goes_on"),
+    [("true", "null", True), ("null", "true", True), ("null", "false", True), ("true", "false", False)],
+)
+def test_a_layout_that_is_left_open_fits_every_other(checkpoints, before, now, goes_on):
+    """true was the default before null was; an explicit change is one of the recipe."""
+    path = saved_by(checkpoints, f"model.channels_last={before}")
+    if goes_on:
+        assert read_resume(path, config(f"model.channels_last={now}"), {})["step"] == 5
+        return
+    with pytest.raises(UserError, match="model.channels_last: True -> False"):
+        read_resume(path, config(f"model.channels_last={now}"), {})
 
 
 def test_what_computes_the_result_is_among_them():

@@ -10,7 +10,7 @@ from torch import nn
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import set_tf32
-from utils.training.evaluation import Mistakes, evaluate, results_table, share_of_rank
+from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, results_table, share_of_rank
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 1, CPU)
@@ -215,22 +215,34 @@ def test_of_equally_sure_mistakes_of_two_ranks_the_first_images_are_named():
     assert [mistake.image for mistake in parts[0].collected()[1]] == wrong[:8]
 
 
-def test_the_model_sees_float32_and_no_tf32_whatever_the_run_trains_with():
+def test_the_model_sees_float32_without_tf32_or_search_whatever_the_run_trains_with(monkeypatch):
     seen = []
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
 
     class Watch(Tiny):
         def forward(self, images):
-            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, images.dtype))
+            seen.append((cudnn.allow_tf32, cudnn.benchmark, images.dtype))
             return super().forward(images)
 
     set_tf32(True)
     try:
         evaluate(Watch(), batches(*data(), 50), VIEWS, LENGTH, ALONE)
-        outside = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        outside = cudnn.allow_tf32, cudnn.benchmark
     finally:
         set_tf32(False)
-    assert set(seen) == {("highest", False, torch.float32)}
-    assert outside == ("high", True)
+    assert set(seen) == {(False, False, torch.float32)}
+    assert outside == (True, True)
+
+
+def test_an_evaluation_sees_the_layout_that_is_asked_for():
+    """On a GPU that of float32: a copy, so that the weights in training stay in the layout of their moments."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    assert in_evaluation_layout(model, None) is model and in_evaluation_layout(model, True) is model  # on a CPU
+    copied = in_evaluation_layout(model, False)
+    assert copied[0].weight.is_contiguous() and not model[0].weight.is_contiguous()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], tensor)
 
 
 class NotFinite(nn.Module):

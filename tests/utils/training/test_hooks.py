@@ -11,9 +11,9 @@ from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.job import Job
 from utils.run.log import RunLog
-from utils.training.hooks import Every, SaveCheckpoint, StopOnBadNumbers, run_due
+from utils.training.hooks import Every, SaveCheckpoint, ShowReconstructions, StopOnBadNumbers, run_due
 from utils.training.optimizer import make_optimizer
-from utils.training.step import TrainingState, training_step
+from utils.training.step import TrainingState, training_step, warm_up_ddp_buckets
 
 CPU = World(0, 1, 1, torch.device("cpu"))
 
@@ -123,3 +123,34 @@ def test_a_save_that_fails_ends_the_run_only_where_it_must(tmp_path, monkeypatch
         run.save.run(1, required=True)  # on a stop: what is not saved now is lost
     with pytest.raises(UserError, match="no room"):
         run.save.run(6)  # the last step's is the result
+
+
+class Watch(nn.Module):
+    """Notes whether cuDNN would search for the fastest algorithm while this module computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.searches = []
+
+    def forward(self, images):
+        self.searches.append(torch.backends.cudnn.benchmark)
+        return images * self.weight
+
+
+def test_shapes_that_are_met_once_are_not_searched_for(tmp_path, monkeypatch):
+    """The black image of the buckets' warm-up, and the few images of the pictures."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    model = Watch()
+    warm_up_ddp_buckets(model, 32)
+
+    class ShowsNothing:
+        def show(self, network, images):
+            network(images)
+            return {}
+
+    log = RunLog(tmp_path, CPU, every_steps=2, first_step=0, total_steps=6, steps_per_epoch=3, batch_size=8)
+    ShowReconstructions(Every(3, 6), ShowsNothing(), model, torch.ones(2, 3, 4, 4), (), log).run(3)
+    log.close()
+    assert model.searches == [False, False]
+    assert torch.backends.cudnn.benchmark
