@@ -1,13 +1,17 @@
-"""What a machine, a container or a batch system leaves this process: cores, open files, shared memory."""
+"""What a machine, a container or a batch system leaves this process: cores, open files, memory, and what it refuses."""
 
 import contextlib
+import errno
 import os
+import re
 import resource
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import free_space
 
 SHARED_MEMORY = Path("/dev/shm")  # through which loader workers hand over their batches
 MIB = 2**20
@@ -123,3 +127,24 @@ def check_loader_limits(workers: int, ranks: int, batch_bytes: int, shared_memor
             f"data.workers = {workers}: a batch of each worker takes {needed / MIB:.0f} MiB of {shared_memory}, where "
             f"{free / MIB:.0f} are free; {remedy}"
         )
+
+
+def refusal_of_system(error: BaseException) -> str | None:
+    """What the system has refused, and the remedy, if an error is of that kind; else None."""
+    if isinstance(error, MemoryError) or re.search("can't allocate memory|Cannot allocate memory", str(error)):
+        return (
+            "memory ran out; lower train.images_per_device (the batch stays the same), data.val_batch_size or "
+            "data.workers, or raise the limit (ulimit -v; docker: --memory); go on with --resume auto"
+        )
+    if re.search("can't start new thread", str(error)):
+        return "no more threads are allowed; raise the limit (ulimit -u; docker: --pids-limit), or lower data.workers"
+    if not isinstance(error, OSError) or not error.errno:
+        return None
+    remedy = "fix this and rerun with --resume auto"
+    if not error.filename:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{error.strerror} (errno {error.errno}, in {os.path.basename(frame.filename)}: {frame.line}); {remedy}"
+    space = ""
+    if error.errno == errno.ENOSPC:  # it may be inodes that are lacking
+        space = f" ({free_space(os.path.dirname(os.path.abspath(str(error.filename))))})"
+    return f"{error.filename}: {error.strerror}{space}; {remedy}"
