@@ -98,6 +98,8 @@ class DataOptions:
         problems = ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
         if min(self.mean) < 0 or max(self.mean) > 1:
             problems.append(("mean", "must lie in [0, 1], as images do; divide a mean of 0–255 pixels by 255"))
+        if min(self.std) < 0.001:
+            problems.append(("std", "must be at least 0.001: channels lie in [0, 1], in levels of 1/255"))
         if max(self.std) > 1:
             problems.append(("std", "must be at most 1, as images lie in [0, 1]; divide one of 0–255 pixels by 255"))
         return problems

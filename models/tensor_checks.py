@@ -37,6 +37,16 @@ def refuse_unusable(path: str, name: str, tensor: torch.Tensor, expected: torch.
         raise UserError(f"{path}: {printable(name)} holds a negative variance; take another file")
 
 
+def refuse_dead(path: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise if a tensor of the trunk, such as a convolution, is all zeros, or no channel of a BatchNorm varies.
+
+    What is behind it sees no image. Vectors may be zero: many trainings start each block's last BatchNorm so.
+    """
+    is_variance = name.endswith("running_var")
+    if (tensor.dim() >= 2 or is_variance) and not bool(tensor.any()):
+        raise UserError(f"{path}: {printable(name)} is all zeros, so no image comes through it; take another file")
+
+
 def kind_problem(tensor: torch.Tensor) -> str | None:
     """What keeps a tensor from being read as an array, with its dtype; None if nothing does."""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.hub import HUB, hub_file
-from models.tensor_checks import refuse_unusable
+from models.tensor_checks import refuse_dead, refuse_unusable
 from models.trunk import trunk_children
 from utils.config import to_dict
 from utils.distributed import World
@@ -246,6 +246,8 @@ def load_weights(
     expected = network.state_dict()
     for name in matched:
         refuse_unusable(path, name, weights[name], expected[name])
+        if in_trunk(name, trunk_children):
+            refuse_dead(path, name, weights[name])
     network.load_state_dict({name: weights[name] for name in matched}, strict=False)
     return (
         f"{len(matched)} tensors matched, {left_over(file_shapes, matched)} of the file left over, "

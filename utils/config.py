@@ -117,6 +117,11 @@ def argument_parser(config_class: type, description: str) -> argparse.ArgumentPa
 
 
 class Parser(argparse.ArgumentParser):
+    def print_help(self, file: typing.TextIO | None = None) -> None:
+        """Once, and not on each rank."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
     def error(self, message: str) -> typing.NoReturn:
         """Complain as everything else does, and not with the usage and exit() on each rank."""
         raise UserError(f"command line: {message}; --help shows how")

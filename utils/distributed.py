@@ -1,7 +1,6 @@
 """Ranks: which one this process is, on which device, and how the ranks of a job agree, wait and die."""
 
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -22,8 +21,7 @@ from utils import launcher
 from utils.console import LossyStream, fitted, remove_bars, say, say_from_signal_handler, secure_console
 from utils.devices import choose_device, unused_gpus
 from utils.errors import UserError, first_line
-from utils.files import free_space
-from utils.limits import allow_open_files, available_cores, free_shared_memory, open_file_limit
+from utils.limits import allow_open_files, available_cores, free_shared_memory, open_file_limit, refusal_of_system
 from utils.memory import explain_out_of_memory
 from utils.process import EXIT_REQUEUE, STOP_SIGNALS, StopRequest, die_with_parent, is_ignored, keep_freed_memory
 
@@ -251,11 +249,9 @@ def explain(error: BaseException) -> str | None:
             f"a loader worker ended or hangs ({first_line(error)[:80]}). The kernel kills one if memory runs out: "
             "lower data.workers; go on with --resume auto"
         )
-    if isinstance(error, OSError) and error.filename:
-        space = ""
-        if error.errno == errno.ENOSPC:  # it may be inodes that are lacking
-            space = f" ({free_space(os.path.dirname(os.path.abspath(str(error.filename))))})"
-        return f"{error.filename}: {error.strerror}{space}; fix this and rerun with --resume auto"
+    refusal = refusal_of_system(error)
+    if refusal:
+        return refusal
     if rank_store and isinstance(error, RuntimeError):
         if re.search("gloo|nccl|timed out|connection", text, re.IGNORECASE):
             return why_ranks_do_not_answer(rank_store, first_line(error)[:100])

@@ -1,13 +1,17 @@
-"""What a machine, a container or a batch system leaves this process: cores, open files, shared memory."""
+"""What a machine, a container or a batch system leaves this process: cores, open files, memory, and what it refuses."""
 
 import contextlib
+import errno
 import os
+import re
 import resource
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import free_space
 
 SHARED_MEMORY = Path("/dev/shm")  # through which loader workers hand over their batches
 MIB = 2**20
@@ -146,3 +150,19 @@ def batches_ahead(workers: int, ranks: int, batch_bytes: int, shared_memory: Pat
         free = shutil.disk_usage(shared_memory).free
         most = min(most, free // 2 // (workers * ranks * batch_bytes))
     return max(1, most)
+
+
+def refusal_of_system(error: BaseException) -> str | None:
+    """What the system has refused, other than memory, and the remedy, if an error is of that kind; else None."""
+    if re.search("can't start new thread", str(error)):
+        return "no more threads are allowed; raise the limit (ulimit -u; docker: --pids-limit), or lower data.workers"
+    if not isinstance(error, OSError) or not error.errno:
+        return None
+    remedy = "fix this and rerun with --resume auto"
+    if not error.filename:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{error.strerror} (errno {error.errno}, in {os.path.basename(frame.filename)}: {frame.line}); {remedy}"
+    space = ""
+    if error.errno == errno.ENOSPC:  # it may be inodes that are lacking
+        space = f" ({free_space(os.path.dirname(os.path.abspath(str(error.filename))))})"
+    return f"{error.filename}: {error.strerror}{space}; {remedy}"

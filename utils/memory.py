@@ -42,8 +42,9 @@ def gpu_memory(symptom: str) -> str:
 
 def machine_memory(symptom: str) -> str:
     return (
-        f"the machine's memory ran out ({symptom}). Lower data.workers, whose batches lie in it; on a CPU lower "
-        "train.images_per_device too, in an evaluation data.val_batch_size; go on with --resume auto"
+        f"the machine's memory ran out ({symptom}). Lower data.workers, whose batches lie in it (on a CPU "
+        "train.images_per_device or data.val_batch_size too), or raise the limit (ulimit -v; docker: --memory); go on "
+        "with --resume auto"
     )
 
 

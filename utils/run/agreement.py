@@ -12,6 +12,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import to_dict
 from utils.distributed import World
 from utils.errors import UserError, printable
+from utils.run.checkpoint import newest_for_last
 from utils.run.provenance import code_fingerprint, versions
 from utils.run.reading import differing, flat
 
@@ -66,7 +67,7 @@ def file_fingerprint(path: str | Path | None) -> str | None:
         return None
     checksum = size = 0
     try:
-        with open(path, "rb") as file:
+        with open(newest_for_last(path), "rb") as file:
             while block := file.read(2**24):
                 checksum = zlib.crc32(block, checksum)
                 size += len(block)

@@ -22,6 +22,9 @@ from utils.run.untrusted import refuse_bombs
 # (CoinCheung/MFM), and yacs CfgNode (the authors' code), which is read as an OrderedDict, so that no code of yacs runs.
 HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
+ABANDONED = ".abandoned"  # ends the name of a checkpoint of a branch that was given up
+LAST = "last.pt"  # names the newest checkpoint of a run
+
 
 class Checkpoints:
     """A run's checkpoint folder: the newest `keep` step_*.pt, and `last.pt`, a relative link to the newest.
@@ -85,11 +88,11 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Oldest first."""
-        return sorted(self.folder.glob("step_????????.pt"))
+        return all_checkpoints(self.folder)
 
     def point_last_at(self, path: Path) -> None:
         """Make last.pt a link to `path`. Without it a warning is printed, once: no checkpoint depends on the link."""
-        link, last = self.folder / "last.pt.tmp", self.folder / "last.pt"
+        link, last = self.folder / f"{LAST}.tmp", self.folder / LAST
         try:
             link.unlink(missing_ok=True)
             try:
@@ -123,7 +126,7 @@ class Checkpoints:
                 self.set_aside(path)
 
     def set_aside(self, path: Path) -> None:
-        path = path.rename(path.with_name(path.name + ".abandoned"))
+        path = path.rename(path.with_name(path.name + ABANDONED))
         self.point_last_at(self.newest() or path)
 
     def newest(self) -> Path | None:
@@ -157,6 +160,7 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
         foreign: read other projects' files as well: torch's older format, which has no checksums, and safetensors.
     Raises: UserError if the file is missing, damaged (checksums are verified), a bomb, or holds anything else.
     """
+    path = newest_for_last(path)
     reject_non_checkpoints(path)
     damaged = None
     try:
@@ -190,6 +194,20 @@ def read_checkpoint(path: str | Path, foreign: bool = False) -> dict:
     return content
 
 
+def newest_for_last(path: str | Path) -> str | Path:
+    """The newest checkpoint in place of a last.pt that is not there, as on a file system without links."""
+    folder, name = os.path.split(path)
+    if name != LAST or os.path.lexists(path):
+        return path
+    checkpoints = all_checkpoints(Path(folder))
+    return checkpoints[-1] if checkpoints else path
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Those of a run, the oldest first."""
+    return sorted(folder.glob("step_????????.pt"))
+
+
 def damaged_entry(path: str | Path) -> str | None:
     """The name of an entry of the zip file that fails its checksum, or that torch.load would silently leave unset.
 
@@ -207,6 +225,10 @@ def reject_non_checkpoints(path: str | Path) -> None:
     """Raises: UserError if the path is a folder, a missing file, an empty one, or a web page."""
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
+    if os.path.isfile(f"{path}{ABANDONED}") and not os.path.lexists(path):
+        raise UserError(
+            f"{path}: the run has gone on from it in another way (now {path}{ABANDONED}); use --resume auto"
+        )
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
     with open(path, "rb") as file:

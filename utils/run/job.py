@@ -14,14 +14,7 @@ from typing import IO, Protocol, TypeVar
 import torch
 from torch import nn
 
-from configs.schema import (
-    FinetuneConfig,
-    ModelOptions,
-    OptimizerOptions,
-    PretrainConfig,
-    ScheduleOptions,
-    TrainOptions,
-)
+from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig, ScheduleOptions, TrainOptions
 from utils.console import fitted, say
 from utils.distributed import World, join
 from utils.errors import UserError
@@ -166,12 +159,12 @@ def check_output_folder(output_dir: str, data_path: str) -> None:
     for path in (output / "checkpoints", output, *output.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{given}: must be a folder, but {path} is a file; give another --output-dir")
-    for part in ("", "train", "val"):  # the latter may be links to elsewhere
-        images = Path(data_path, part).resolve()
-        if images.is_dir() and output.is_relative_to(images):
+    parts = [part for part in (Path(data_path, "train"), Path(data_path, "val")) if part.is_dir()]
+    for images in parts or [Path(data_path)]:  # each may be a link to elsewhere
+        if images.is_dir() and output.is_relative_to(images.resolve()):
             raise UserError(
-                f"{given}: lies inside data.data_path = {data_path}, where a run's files can be taken for data; "
-                "give an --output-dir outside of it"
+                f"{given}: lies inside {images}, where a run's files can be taken for data; give an --output-dir "
+                "outside of it"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import build, from_dict, knobs, read_yaml, to_dict
 from utils.errors import UserError
-from utils.run.checkpoint import read_checkpoint
+from utils.run.checkpoint import LAST, newest_for_last, read_checkpoint
 from utils.run.log_file import is_evaluation_line, is_training_line, read_lines
 from utils.saved_config import refuse_odd_values
 
@@ -33,7 +33,7 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """Where the newest checkpoint is, if the run has written one."""
-        return self.folder / "checkpoints" / "last.pt"
+        return Path(newest_for_last(self.folder / "checkpoints" / LAST))
 
 
 def read_run(folder: Path) -> RunFolder:

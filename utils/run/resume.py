@@ -172,6 +172,10 @@ def remarks(
 ) -> list[str]:
     """What the log says about resuming with another recipe, or from a checkpoint that knows little of its images."""
     lines = []
+    began_from = saved["config"].get("run", {}).get("weights")
+    if config.run.weights not in (None, began_from):
+        began = "from scratch" if began_from is None else f"from {began_from}"
+        lines.append(f"warning: --weights {config.run.weights} is not read: this run began {began}, and goes on")
     changed = changed_settings(config, saved)
     if changed:
         lines.append(f"with another recipe: {'; '.join(changed)}")
@@ -181,6 +185,8 @@ def remarks(
         rate = LearningRate(config.schedule, config.optimizer.learning_rate, plan.steps_per_epoch).at(start.step)
         epoch = start.step // plan.steps_per_epoch
         lines.append(f"{place} of {plan.batch_size} images, epoch {epoch}, learning rate {rate:.3g}")
+    if start.counts_anew and config.run.resume != "auto":
+        lines.append("from here on continue with --resume auto: the checkpoints get new numbers")
     unknown = [part for part in extra_state.get("data", {}) if part not in saved.get("data", {})]
     if unknown:
         lines.append(

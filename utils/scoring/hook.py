@@ -11,7 +11,7 @@ from utils.run.job import Job
 from utils.run.log import RunLog
 from utils.scoring.evaluation import EvaluationData, evaluate_models
 from utils.tables import markdown_cell, markdown_table
-from utils.training.evaluation import Mistake, Mistakes
+from utils.training.evaluation import Mistake, Mistakes, SameLogitsError
 from utils.training.hooks import Every
 from utils.training.schedule import in_steps
 from utils.training.step import TrainingState
@@ -37,7 +37,13 @@ class Evaluation:
 
     def run(self, step: int) -> None:
         mistakes = Mistakes(len(self.data.val.classes), self.job.world)
-        self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
+        try:
+            self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
+        except SameLogitsError as error:
+            if step == self.log.total_steps:
+                raise
+            self.log.say(f"warning: {error}\nTraining goes on, and may mend it.")
+            return
         confusion, surest = mistakes.collected()
         rows = self.result["results"]
         with self.log.board.guard(step):

@@ -16,6 +16,11 @@ from utils.precision import exact_float32, uses_channels_last, without_algorithm
 from utils.tables import markdown_table
 
 LARGEST_CONFUSION = 100  # classes that a confusion matrix is counted for
+SAME_LOGITS = 1e-6  # difference of two images' logits, as a share of the largest logit, that is rounding alone
+
+
+class SameLogitsError(UserError):
+    """A model gives every image the same logits: its score would be the share of one class."""
 
 
 def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]:
@@ -73,9 +78,12 @@ def evaluate(
         mistakes: collects those of the first view.
     Returns: a row for each view: its name, images, top1_count, top5_count, top1 and top5 in percent, loss.
     Raises: UserError, on all ranks, if logits are not finite: argmax would take NaN for the surest class.
+        SameLogitsError if no view tells any two images apart.
     """
     names = views.names
-    counts = torch.zeros(len(names), 4, dtype=torch.int64, device=world.device)  # images, top 1, top 5, not finite
+    # images, top 1, top 5, images whose logits are not finite, images with the logits of the first one
+    counts = torch.zeros(len(names), 5, dtype=torch.int64, device=world.device)
+    first_logits: dict[int, torch.Tensor] = {}  # of each view, on this rank
     losses = torch.zeros(len(names), dtype=torch.float64, device=world.device)
     world.copy_from_rank_0(model.buffers())
     for crops, labels in progress_bar(batches, desc="evaluation", unit="batch"):
@@ -88,11 +96,13 @@ def evaluate(
             counts[view, 1] += right[:, 0].sum()
             counts[view, 2] += right.sum()
             counts[view, 3] += (~logits.isfinite().all(1)).sum()  # looked at below, so that nothing waits here
+            counts[view, 4] += are_alike(logits, first_logits.setdefault(view, logits[0])).sum()
             losses[view] += F.cross_entropy(logits.double(), labels, reduction="sum")
             if mistakes is not None and view == 0:
                 mistakes.add(logits, labels)
     rows = []
-    for name, (images, top1, top5, not_finite), loss in zip(
+    alike_in_views = []
+    for name, (images, top1, top5, not_finite, alike), loss in zip(
         names, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True
     ):
         assert images == length, f"{images} images counted, the set has {length}"
@@ -101,11 +111,22 @@ def evaluate(
                 f"evaluation ({name}): the logits of {not_finite} of {images} images are not finite: no score.\n"
                 "The weights or BatchNorm's statistics have run away; evaluate an earlier checkpoint."
             )
+        alike_in_views.append(alike == length)
         rows.append({
             **name, "images": images, "top1_count": top1, "top5_count": top5,
             "top1": 100 * top1 / length, "top5": 100 * top5 / length, "loss": loss / length,
         })  # fmt: skip
+    if all(alike_in_views) and length > world.size:  # of one image a rank nothing can be said
+        raise SameLogitsError(
+            f"evaluation: the logits of all {length} images are the same: no score.\n"
+            "The weights do not look at the images, or all images are alike; evaluate an earlier checkpoint."
+        )
     return rows
+
+
+def are_alike(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Which rows of logits (B, K) are those of `reference` (K,), up to rounding: (B,) bool."""
+    return (logits - reference).abs().amax(1) <= SAME_LOGITS * reference.abs().amax()
 
 
 class Mistake(NamedTuple):

@@ -55,16 +55,22 @@ def test_a_file_in_the_place_of_the_checkpoints_is_seen_before_the_first_save(da
         check_output_folder(str(tmp_path / "run"), str(data))
 
 
-@pytest.mark.parametrize("place", ["data", "data/run", "data/train/run", "data/val/../run", "disk/imagenet_train/run"])
+@pytest.mark.parametrize("place", ["data/train", "data/train/run", "data/runs/../val/run", "disk/imagenet_train/run"])
 def test_an_output_folder_among_the_images_is_refused(place, data, tmp_path):
-    with pytest.raises(UserError, match=r"lies inside data\.data_path = .*outside of it"):
+    with pytest.raises(UserError, match=r"lies inside .*data/(train|val), .*outside of it"):
         check_output_folder(str(tmp_path / place), str(data))
 
 
-@pytest.mark.parametrize("place", ["run", "database", "disk/run", "data/../run", "not/yet/there"])
+@pytest.mark.parametrize("place", ["run", "database", "data/runs/x", "data", "disk/run", "data/../run", "not/yet"])
 def test_any_other_folder_will_do(place, data, tmp_path):
     check_output_folder(str(tmp_path / place), str(data))
     check_output_folder(str(tmp_path / place), str(tmp_path / "no such data"))
+
+
+def test_where_there_is_neither_train_nor_val_all_of_the_folder_may_be_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="lies inside .*photos, "):
+        check_output_folder(str(tmp_path / "photos/run"), str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
