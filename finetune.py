@@ -19,11 +19,12 @@ from data.loader import StepBatches
 from data.samples import TrainingSamples
 from data.sampling import BatchPlan
 from models.classifier import Classification
-from models.trunk import make_trunk
+from models.trunk import Trunk, freeze, make_trunk
 from models.weights import LoadedWeights, load_from_file, normalisation_warning
 from utils.config import parse_entry, to_dict, to_yaml
 from utils.console import fitted
 from utils.distributed import run_entry
+from utils.errors import UserError
 from utils.process import StopRequest
 from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import open_log
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> int:
             trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world, folder.classes
         )
         note_pretraining(config, job, loaded)
+    freeze_if_asked(config, job, trunk)
     state = make_state(config, job, trunk.classifier, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
@@ -120,6 +122,18 @@ def main(argv: list[str]) -> int:
     })  # fmt: skip
     log.close()
     return 0
+
+
+def freeze_if_asked(config: FinetuneConfig, job: Job, trunk: Trunk) -> None:
+    """Raises: UserError if a frozen trunk would have neither weights of a file nor those of a checkpoint to resume."""
+    if not config.model.freeze_trunk:
+        return
+    if job.resume is None and not config.run.weights:
+        raise UserError(
+            "model.freeze_trunk = true: needs run.weights (--weights): a trunk that keeps its random weights, and "
+            "BatchNorm statistics of no image, has no features worth a head"
+        )
+    freeze(trunk)
 
 
 def note_pretraining(config: FinetuneConfig, job: Job, loaded: LoadedWeights) -> None:

@@ -261,6 +261,21 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class FinetuneModelOptions(ModelOptions):
+    freeze_trunk: bool = knob(False, "train the head alone: the trunk keeps its weights and BatchNorm its statistics")
+
+    def problems(self) -> Problems:
+        if not self.freeze_trunk:
+            return []
+        problems = []
+        if self.drop_path > 0:
+            problems.append(("drop_path", "must be 0 with model.freeze_trunk, whose blocks work as in evaluation"))
+        if self.sync_batch_norm:
+            problems.append(("sync_batch_norm", "must be false with model.freeze_trunk: no statistics are taken"))
+        return problems
+
+
+@dataclass(frozen=True)
 class OptimizerOptions:
     name: str = knob("adamw", "AdamW, SGD with momentum, or LAMB (RSB)", choices=("adamw", "sgd", "lamb"),
                      compared=True)
@@ -285,6 +300,13 @@ class OptimizerOptions:
                             choices=("copied", "averaged"))
     ema_restart_in_warmup: bool = knob(
         False, "until the first update after the warm-up, set the average to the weights (CoinCheung/MFM)")
+
+
+@dataclass(frozen=True)
+class FinetuneOptimizerOptions(OptimizerOptions):
+    layer_decay: float | None = knob(
+        None, "factor of the learning rate from a group of layers to the one below it; the head has the whole rate "
+        "(SparK: 0.7 for a ResNet-50); null: all layers have it", above=0, high=1, compared=True)
 
 
 @dataclass(frozen=True)
@@ -418,8 +440,8 @@ class FinetuneConfig:
     run: FinetuneRunOptions = FinetuneRunOptions()
     data: FinetuneDataOptions = FinetuneDataOptions()
     loss: ClassificationLossOptions = ClassificationLossOptions()
-    model: ModelOptions = ModelOptions()
-    optimizer: OptimizerOptions = OptimizerOptions()
+    model: FinetuneModelOptions = FinetuneModelOptions()
+    optimizer: FinetuneOptimizerOptions = FinetuneOptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
@@ -429,6 +451,10 @@ class FinetuneConfig:
         problems = section_problems(self)
         if self.run.eval_only and not self.run.weights:
             problems.append(("run.eval_only", "needs run.weights (--weights): the finetuned checkpoint to evaluate"))
+        if self.model.freeze_trunk and self.optimizer.layer_decay is not None:
+            problems.append(
+                ("optimizer.layer_decay", "must be null with model.freeze_trunk: the head alone is trained")
+            )
         if self.run.select_val_resize_size and not (self.data.holdout_fraction or self.run.eval_only):
             problems.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
         if self.run.frequency_sweep and not (self.run.eval_only and len(self.data.val_resize_size) == 1):

@@ -116,6 +116,15 @@ def make_trunk(
     )
 
 
+def freeze(trunk: Trunk) -> None:
+    """Have training leave the trunk as it is, and change the classifier's head alone.
+
+    Its parameters get no gradient. Its BatchNorms take their running statistics, as in evaluation, and leave them.
+    """
+    trunk.module.requires_grad_(False)
+    trunk.module.eval()
+
+
 def trunk_children(name: str) -> frozenset[str]:
     """`Trunk.children` of the backbone of that name; no memory is taken and no random number drawn."""
     with torch.device("meta"):

@@ -149,6 +149,31 @@ RSB_A2 = {
     "optimizer.learning_rate": 5e-3,
     "schedule.warmup_learning_rate": 5e-7,
 }
+LINEAR_PROBE = {  # main_lincls.py of MoCo, with the normalisation of the base's pretraining
+    **COINCHEUNG_FINETUNING,
+    "data.train_crop_size": 224,
+    "data.interpolation": "bilinear",
+    "data.rand_augment_ops": 0,
+    "data.auto_augment": None,
+    "data.random_erasing": 0,
+    "data.mixup_alpha": 0,
+    "data.cutmix_alpha": 0,
+    "data.val_resize_size": (256,),
+    "loss.name": "ce",
+    "loss.label_smoothing": 0,
+    "model.freeze_trunk": True,
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 30,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 0,
+    "optimizer.layer_decay": None,
+    "schedule.shape": "multistep",
+    "schedule.milestones": (60, 80),
+    "schedule.decay_rate": 0.1,
+    "schedule.warmup_epochs": 0,
+    "train.batch_size": 256,
+}
 RECIPES = {
     "pretrain_resnet50": COINCHEUNG_PRETRAINING,
     "pretrain_resnet50_paper": AUTHORS_PRETRAINING,
@@ -169,6 +194,7 @@ RECIPES = {
     "finetune_resnet50_bce_300ep": {**COINCHEUNG_FINETUNING, **LONGER},
     "finetune_resnet50_rsb_a3": RSB_A3,
     "finetune_resnet50_rsb_a2": RSB_A2,
+    "finetune_resnet50_linear_probe": LINEAR_PROBE,
 }
 
 
@@ -226,6 +252,11 @@ def test_learning_rate_of_the_authors_rises_each_step_to_where_the_cosine_alread
     assert rates[-1] == pytest.approx(1e-5, rel=1e-2)
 
 
+def test_learning_rate_of_the_linear_probe_falls_twice():
+    rates = learning_rates("finetune_resnet50_linear_probe")[: 2 * 100]  # it has 100 epochs
+    assert rates == pytest.approx([30.0] * 120 + [3.0] * 40 + [0.3] * 40)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
@@ -271,10 +302,13 @@ def run(name, images, output, *more):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(hub[0]))
-    saved = run(name, images, tmp_path)
+    more = []
+    if name == "finetune_resnet50_linear_probe":  # a frozen trunk needs weights, and its schedule more epochs
+        more = ["--weights", "torchvision:IMAGENET1K_V1", "schedule.shape=cosine"]
+    saved = run(name, images, tmp_path, *more)
     assert saved["step"] == 1 and all(tensor.isfinite().all() for tensor in saved["model"].values())
     moved = (saved["model"]["conv1.weight"] - hub[1]).abs().max()
-    assert (moved < 1e-4) == (name == "finetune_resnet50_supervised")
+    assert (moved < 1e-4) == (name in ("finetune_resnet50_supervised", "finetune_resnet50_linear_probe"))
     if name.startswith("pretrain"):
         channels = {"gray": 1, "rgb": 3}[RECIPES[name]["loss.target"]]
         assert len(saved["model"]["decoder.0.bias"]) == 1024 * channels

@@ -67,7 +67,7 @@ SCORES = {"run.select_val_resize_size", "data.val_resize_size", "data.val_crop_s
 RECIPE = {
     "run.seed", "run.deterministic", "data.train_crop_size", "data.crop_ratio", "data.mean", "data.holdout_fraction",
     "loss.eps", "loss.label_smoothing", "loss.multi_label", "filter.radius", "filter.order", "data.mixup_alpha",
-    "model.name",
+    "model.name", "model.freeze_trunk", "optimizer.layer_decay",
     "model.channels_last", "optimizer.name", "optimizer.learning_rate", "optimizer.momentum", "schedule.epochs",
     "train.batch_size", "train.images_per_device", "train.precision", "train.tf32",
 }  # fmt: skip
@@ -194,6 +194,8 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (FinetuneConfig, ["--crop-ratio", "1", "0.08"], "data.crop_ratio = [1.0, 0.08]: must have .* [0.08, 1.0]"),
         (PretrainConfig, ["data.aspect_ratio=[2, 1]"], "data.aspect_ratio = [2.0, 1.0]: must have .* [1.0, 2.0]"),
         (PretrainConfig, ["filter.clamp=[1, -1]"], "filter.clamp = [1.0, -1.0]: must have .* [-1.0, 1.0]"),
+        (PretrainConfig, ["model.freeze_trunk=true"], "command line: model.freeze_trunk = true: unknown key"),
+        (PretrainConfig, ["optimizer.layer_decay=0.7"], "command line: optimizer.layer_decay = 0.7: unknown key"),
         (PretrainConfig, ["data.mean=[123.7, 116.3, 103.5]"], "data.mean = [123.7, .* in [0, 1], .* divide .* by 255"),
         (PretrainConfig, ["data.mean=[0.5, -0.1, 0.5]"], "data.mean = [0.5, -0.1, 0.5]: must lie in [0, 1]"),
         (FinetuneConfig, ["data.std=[58.4, 57.1, 57.4]"], "data.std = [58.4, .* at most 1, .* divide .* by 255"),
@@ -227,6 +229,17 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             "data.auto_augment = augmix: not with data.rand_augment_ops = 2; set one to 0 or null",
         ),
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
+        (FinetuneConfig, ["model.freeze_trunk=true", "model.drop_path=0.1"], "model.drop_path = 0.1: must be 0 with"),
+        (
+            FinetuneConfig,
+            ["model.freeze_trunk=true", "model.sync_batch_norm=true"],
+            "model.sync_batch_norm = true: must be false with model.freeze_trunk",
+        ),
+        (
+            FinetuneConfig,
+            ["model.freeze_trunk=true", "optimizer.layer_decay=0.7"],
+            "optimizer.layer_decay = 0.7: must be null with model.freeze_trunk",
+        ),
         (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.21"], "loss.multi_label .* at most 0.2"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),
@@ -262,6 +275,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["data.rand_augment_magnitude=9"]),
         (FinetuneConfig, ["data.rand_augment_magnitude=10", "data.rand_augment_style=timm"]),
         (FinetuneConfig, ["--eval-only", "--weights", "x.pt"]),
+        (FinetuneConfig, ["model.drop_path=0.1", "model.sync_batch_norm=true", "optimizer.layer_decay=1"]),
         (FinetuneConfig, ["--epochs", "21"]),  # the milestones count for shape=multistep only
         (FinetuneConfig, ["schedule.shape=multistep", "--epochs", "81"]),
         (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[0, 0]"]),

@@ -43,9 +43,8 @@ def start_paragraph(
         classes: of the training set.
         images: name of a set, such as train -> its number of images.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
-        "model": f"{config.model.name}, {parameters:,} parameters",
+        "model": f"{config.model.name}, {parameters_in_words(model)}",
         "images": images_in_words(images, config.data.holdout_fraction, classes),
         "sizes": sizes_in_words(config),
         "epochs": epochs_in_words(plan),
@@ -61,6 +60,15 @@ def start_paragraph(
     for label, fact in facts.items():
         lines.append(fitted(fact, label=f"  {label:{LABEL_WIDTH}}", indent=" " * (LABEL_WIDTH + 2)))
     return "\n".join(lines)
+
+
+def parameters_in_words(model: nn.Module) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    words = f"{parameters:,} parameters"
+    if trained < parameters:
+        words += f", {trained:,} of them trained"
+    return words
 
 
 def images_in_words(images: Mapping[str, int], holdout_fraction: float, classes: int) -> str:

@@ -40,13 +40,17 @@ class Views(Protocol):
 
 @contextlib.contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm takes its running statistics; after it the model is as it was, also after an error."""
-    was_training = model.training
+    """Inside, BatchNorm takes its running statistics; after it the model is as it was, also after an error.
+
+    A part that was in evaluation before, as a frozen trunk, stays in it.
+    """
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 def in_evaluation_layout(model: nn.Module, channels_last: bool | None) -> nn.Module:

@@ -50,7 +50,7 @@ def fewest_values(model: nn.Module, size: int) -> float:
 
     hooks = []
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.training:  # a frozen one needs none
             hooks.append(module.register_forward_pre_hook(note_count))
     try:
         with torch.no_grad(), in_evaluation(model):

@@ -7,8 +7,9 @@ optimizer that counts its steps should count in a tensor of its state: then a st
 import torch
 from torch import nn
 
-from configs.schema import OptimizerOptions
+from configs.schema import FinetuneOptimizerOptions, OptimizerOptions
 from utils.training.lamb import Lamb
+from utils.training.layer_decay import layers_of
 
 
 def adamw(groups: list[dict], options: OptimizerOptions) -> torch.optim.Optimizer:
@@ -29,16 +30,35 @@ OPTIMIZERS = {"adamw": adamw, "sgd": sgd, "lamb": lamb}
 
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimizer `options.name` over the model's parameters.
+    """The optimizer `options.name` over the parameters of the model that are not frozen.
+
+    `options.layer_decay` gives each group of layers a share of the learning rate (utils/training/layer_decay.py).
+    """
+    if isinstance(options, FinetuneOptimizerOptions) and options.layer_decay is not None:
+        groups = []
+        layers = layers_of(model)
+        for number, parameters in enumerate(layers):
+            scale = options.layer_decay ** (len(layers) - 1 - number)  # the last one is the head
+            for group in by_weight_decay(parameters, options):
+                groups.append(group | {"learning_rate_scale": scale})
+    else:
+        groups = by_weight_decay(list(model.parameters()), options)
+    return OPTIMIZERS[options.name](groups, options)
+
+
+def by_weight_decay(parameters: list[nn.Parameter], options: OptimizerOptions) -> list[dict]:
+    """One group of those that decay and one of the others, in torch.optim's form; none that is empty, none frozen.
 
     `options.weight_decay_on` says whether "all" parameters decay (CoinCheung/MFM), or only "matrices": no biases and no
     other 1-D parameters (the authors' code).
     """
     decayed, spared = [], []
-    for parameter in model.parameters():
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
         if options.weight_decay_on == "all" or parameter.dim() > 1:
             decayed.append(parameter)
         else:
             spared.append(parameter)
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return OPTIMIZERS[options.name]([group for group in groups if group["params"]], options)
+    return [group for group in groups if group["params"]]

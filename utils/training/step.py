@@ -153,6 +153,7 @@ def training_step(
 
     Args:
         step: number of the step, counted from 0.
+        learning_rate: of every group of parameters, or of those without a scale (utils/training/layer_decay.py).
         micro_batches: on the device, each handed to `loss_of(replica, *micro_batch)`.
         loss_of: returns the mean loss of the micro-batch and further metrics to log. Whatever is drawn in it, on the
             CPU or the device, is keyed by (seed, step, number of the micro-batch within the global batch).
@@ -177,7 +178,7 @@ def training_step(
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad_norm)
     bad = ~grad_norm.isfinite()
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
     guarded_update(state, bad)
     state.scaler.update()
     with torch.no_grad():
