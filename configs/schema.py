@@ -70,7 +70,7 @@ class FinetuneRunOptions(RunOptions):
         False, "score the frozen features of run.weights and stop: by nearest neighbours (k = 20 is the headline), by "
         "a linear probe, and by neighbours of 8×8 pixels; features below those have learned nothing that neighbours "
         "see. "
-        "Neighbours flatter contrastive methods (MAE ViT-B: 11 % by neighbours, 81 % finetuned)",
+        "Neighbours flatter contrastive methods (top-1 of MAE's ViT-B: 11 by neighbours, 81 finetuned)",
         flag="--probe", affects="nothing")
     frequency_sweep: bool = knob(False, "with eval_only: top-1 on low- and high-passed images too, over sweep_radii",
                                  flag="--frequency-sweep", affects="nothing")

@@ -61,7 +61,8 @@ PLACES_AND_INTERVALS = {
     "logging.every_steps", "logging.pictures_every_steps",
 }  # fmt: skip
 EVALUATION = {
-    "run.eval_only", "run.probe", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs", "data.val_batch_size",
+    "run.eval_only", "run.probe", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs",
+    "data.val_batch_size",
 }  # fmt: skip
 BOTH_SCORES = {"run.use_ema", "run.probe_storage"}
 SCORES = {"run.select_val_resize_size", "data.val_resize_size", "data.val_crop_size"}
