@@ -124,7 +124,7 @@ def overviews_of(summary: dict) -> list[TitledTables]:
 
 def group_title(column: dict) -> str:
     if column["score"] == KNN_CURVE:
-        return "Top-1 % by 20 neighbours, while pretraining"
+        return "Top-1 % from the features of pretrainings under way"
     if column["score"] != FINETUNING:
         return "Top-1 % from the features of pretrainings"
     if column["after"] is None:
@@ -143,8 +143,8 @@ def overview_rows(columns: list[dict]) -> Rows:
 
 
 def difference_rows(columns: list[dict]) -> Rows:
-    """What each share of the labels, or epoch of a pretraining, says of each comparison; nothing if there is but one."""
-    if len({(column["labels"], column["after"]) for column in columns}) == 1:
+    """What each column says of each comparison; of finetunings with one share of the labels the details are enough."""
+    if columns[0]["score"] == FINETUNING and len({column["labels"] for column in columns}) == 1:
         return []
     rows: dict[str, dict] = {}
     for column in columns:
@@ -158,7 +158,7 @@ def difference_rows(columns: list[dict]) -> Rows:
 
 
 def difference_in_words(comparison: dict) -> str:
-    """The difference with its interval, and p corrected over the whole table."""
+    """The difference with its interval, and p corrected over all columns of its kind."""
     words = f"{comparison['difference']:+.2f}"
     if comparison["interval"] is not None:
         low, high = comparison["interval"]
@@ -255,7 +255,7 @@ def column_in_words(column: dict) -> str:
     """The title of a column, such as "top-1 % at 235, 10 % of labels"."""
     score, after = column["score"], column["after"]
     if score == KNN_CURVE:
-        return f"after {after} epochs"
+        return f"20 neighbours after {after} epochs"
     if score != FINETUNING:
         return {KNN: "20 neighbours", LINEAR: "linear probe", PIXELS: "20 neighbours of raw pixels"}[score]
     words = f"top-1 % {size_in_words(column['size'])}"
