@@ -47,15 +47,18 @@ def main(argv: list[str]) -> int:
 
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
-    folder = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    folder = job.open_folder(lambda: ImageFolder(
+        root, holdout_fraction=config.data.holdout_fraction, label_fraction=config.data.label_fraction,
+        train_list=config.data.train_list,
+    ))  # fmt: skip
     check_labels(folder)
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
-        epochs=config.schedule.epochs, seed=config.run.seed, rank=job.world.rank, world_size=job.world.size,
-        augmentation_repeats=config.data.augmentation_repeats,
+        epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
+        rank=job.world.rank, world_size=job.world.size, augmentation_repeats=config.data.augmentation_repeats,
     )  # fmt: skip
     config = with_resolved_choices(config, plan.images_per_device, job.dtype)
 

@@ -81,6 +81,8 @@ class DataOptions:
     interpolation: str = knob("bicubic", "resampling filter, always antialiased", choices=INTERPOLATIONS)
     holdout_fraction: float = knob(0.0, "share of train that a hash of the path sets apart, never trained on",
                                    low=0, high=0.9)
+    train_list: str | None = knob(None, "text file that names the images of train to use, one a line: ant/1.jpg, or a "
+                                  "file name alone as in SimCLR's lists; null: all")
     flip_probability: float = knob(0.5, "chance of a horizontal flip", low=0, high=1)
     mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, channels in [0, 1]")
     std: tuple[float, float, float] = knob((0.229, 0.224, 0.225), "normalisation, channels in [0, 1]", above=0)
@@ -105,6 +107,9 @@ class FinetuneDataOptions(DataOptions):
     train_crop_size: int = knob(160, "side of a training image", "pixels", low=8, high=4096, compared=True)
     crop_ratio: tuple[float, float] = knob(
         (0.08, 1.0), "smallest and largest share of the area in a random crop", above=0, high=1, flag="--crop-ratio")
+    label_fraction: float = knob(
+        1.0, "share of the images of each class to train on, at least one; a smaller share is part of a larger one",
+        above=0, high=1, compared=True)
     rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
     rand_augment_style: str = knob(
         "torchvision", "14 operations of one strength (CoinCheung/MFM), or timm's 15 of random strength (RSB)",
@@ -133,6 +138,9 @@ class FinetuneDataOptions(DataOptions):
             problems.append(("val_resize_size", f"must be at least data.val_crop_size = {self.val_crop_size} pixels"))
         if len(set(self.val_resize_size)) < len(self.val_resize_size):
             problems.append(("val_resize_size", "must not name a size twice"))
+        if self.label_fraction < 1 < self.label_fraction + self.holdout_fraction:
+            limit = f"must be at most 1 − data.holdout_fraction = {1 - self.holdout_fraction:g}, or 1: all others"
+            problems.append(("label_fraction", limit))
         return problems + self.rand_augment_problems()
 
     def rand_augment_problems(self) -> Problems:
@@ -277,6 +285,10 @@ class OptimizerOptions:
 @dataclass(frozen=True)
 class ScheduleOptions:
     epochs: int = knob(300, "passes over the training images", "epochs", low=1, flag="--epochs", compared=True)
+    steps: int | None = knob(
+        None, "length of the training, for any number of images, in place of epochs; epochs is then the unit alone: "
+        "warm-up, milestones and whatever else is given in epochs keep their share of it", "steps",
+        low=1, compared=True)
     warmup_epochs: float = knob(20.0, "linear rise to the peak learning rate", "epochs", low=0)
     warmup_learning_rate: float = knob(1.2e-5, "where the rise starts", low=0)
     shape: str = knob("cosine", "what follows the warm-up: a cosine, or steps down to decay_rate times the rate",

@@ -6,8 +6,10 @@ import unicodedata
 
 import numpy as np
 
+from data.image_list import read_image_list
 from data.index import image_files
 from data.listing import BESIDE, EXTENSIONS, LeftOut, list_root
+from data.shares import is_held_out, label_share
 from utils.errors import UserError, printable
 
 
@@ -22,15 +24,21 @@ class ImageFolder:
         classes: the class order to use (of the training set, or of a checkpoint); default: the folders', sorted.
         holdout_fraction: share of the images to set apart, by a hash of the path inside root.
         held_out: take the images set apart instead of the others.
+        label_fraction: share of each class to use; data/shares.py says which images that are.
+        train_list: file that names the images to use; a share is then one of these.
     Raises: UserError on a missing root, no class folder, an empty class, classes that look alike, classes other than
         those asked for, a broken link, a pipe named like an image, a folder in two classes, a class that is held out
-        whole, or nothing held out where that is asked for.
+        whole, nothing held out where that is asked for, or a list that cannot be used (data/image_list.py).
     """
 
     def __init__(
-        self, root: str, classes: list[str] | None = None, holdout_fraction: float = 0.0, held_out: bool = False
-    ):
+        self, root: str, classes: list[str] | None = None, holdout_fraction: float = 0.0, held_out: bool = False,
+        label_fraction: float = 1.0, train_list: str | None = None,
+    ):  # fmt: skip
         self.root = root
+        image_list = None
+        if train_list is not None:
+            image_list = read_image_list(train_list)  # before the listing, which may take a minute
         self.classes, left_out = open_root(root)
         if classes is not None:
             check_same_classes(root, self.classes, classes)
@@ -48,10 +56,22 @@ class ImageFolder:
                 raise UserError(
                     f"{os.path.join(root, class_name)}: this class has no image ({kinds}); add some or remove it"
                 )
+        images_found = sum(map(count_names, names_of_class))
+        if image_list is not None:
+            names_of_class = image_list.choose(root, names_of_class)
+        if label_fraction < 1:
+            names_of_class = [joined(label_share(apart(names), label_fraction)) for names in names_of_class]
         if holdout_fraction or held_out:
             names_of_class = holdout_split(root, self.classes, names_of_class, holdout_fraction, held_out)
 
         images_of_class = [count_names(names) for names in names_of_class]
+        self.part = ""  # of the images in root, in words; "" if no list or share was given
+        if image_list is not None or label_fraction < 1:
+            self.part = part_in_words(images_of_class, images_found, label_fraction)
+            if image_list is not None:
+                self.part += f", data.train_list = {train_list}"
+                if image_list.doubled:
+                    self.part += f" ({image_list.doubled:,} lines repeat a name)"
         self.labels = np.repeat(np.arange(len(self.classes), dtype=np.int32), images_of_class)
         names = b"\0".join(names for names in names_of_class if names)
         self._names = np.frombuffer(names, dtype=np.uint8)
@@ -80,6 +100,12 @@ class ImageFolder:
         for kind, count in sorted(self.left_out.items()):
             kinds.append(f"{count} {kind} ({spelled(self.left_out_examples[kind][0])})")
         return f"left out of {self.root}: {', '.join(kinds)}"
+
+    def part_line(self) -> str:
+        """How many images a list or a share of labels leaves, on one line; "" if there is neither."""
+        if not self.part:
+            return ""
+        return f"used of {self.root}: {self.part}"
 
 
 def open_root(root: str) -> tuple[list[str], LeftOut]:
@@ -144,13 +170,23 @@ def spelled(name: str) -> str:
 
 
 def check_labels(folder: ImageFolder) -> None:
-    """Raise UserError if nothing can be learned from the class numbers: one class, or no class with two images."""
+    """Raise UserError if nothing can be learned from the class numbers.
+
+    That is one class, a class without images (of a list), or no class with two images (unless a part is asked for).
+    """
     if len(folder.classes) < 2:
         raise UserError(
             f"{folder.root}: has the one class {spelled(folder.classes[0])}, and a classifier needs two; "
             "add class folders (only pretraining can do without)"
         )
-    if np.bincount(folder.labels).max() < 2:
+    images_of_class = np.bincount(folder.labels, minlength=len(folder.classes))
+    without = [folder.classes[number] for number in np.flatnonzero(images_of_class == 0)]
+    if without:
+        raise UserError(
+            f"{folder.root}: {len(without)} of its {len(folder.classes)} classes have no image in the list "
+            f"({abbreviate(without)}); add one of each to data.train_list"
+        )
+    if images_of_class.max() < 2 and not folder.part:
         raise UserError(
             f"{folder.root}: none of its {len(folder.classes)} classes has two images; is it sorted by class, with one "
             "folder for each class and not for each image?"
@@ -168,6 +204,16 @@ def check_same_classes(root: str, folders: list[str], classes: list[str]) -> Non
         )
 
 
+def part_in_words(images_of_class: list[int], images_found: int, label_fraction: float) -> str:
+    """Such as "94 of 9,469 images, 9 to 10 a class (data.label_fraction = 0.01)"."""
+    fewest, most = min(images_of_class), max(images_of_class)
+    a_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    words = f"{sum(images_of_class):,} of {images_found:,} images, {a_class} a class"
+    if label_fraction < 1:
+        words += f" (data.label_fraction = {label_fraction:g})"
+    return words
+
+
 def holdout_split(
     root: str, classes: list[str], names_of_class: list[bytes], fraction: float, held_out: bool
 ) -> list[bytes]:
@@ -177,24 +223,25 @@ def holdout_split(
     """
     chosen = []
     for class_name, names in zip(classes, names_of_class, strict=True):
-        names_chosen = [name for name in names.split(b"\0") if is_held_out(name, fraction) == held_out]
-        if not names_chosen and not held_out:
+        names_chosen = [name for name in apart(names) if is_held_out(name, fraction) == held_out]
+        if names and not names_chosen and not held_out:
             raise UserError(
                 f"data.holdout_fraction = {fraction}: holds out every image of {os.path.join(root, class_name)} "
                 f"({count_names(names)}): lower it, or add images"
             )
-        chosen.append(b"\0".join(names_chosen))
+        chosen.append(joined(names_chosen))
     if not any(chosen):
         raise UserError(f"data.holdout_fraction = {fraction}: holds out no image of {root}; raise it")
     return chosen
 
 
-def is_held_out(path: str | bytes, fraction: float) -> bool:
-    """By a hash of the relative path alone: other files change nothing, and a larger fraction adds to a smaller."""
-    if not fraction:
-        return False
-    digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def apart(names: bytes) -> list[bytes]:
+    """The names that are joined by zero bytes."""
+    return names.split(b"\0") if names else []
+
+
+def joined(names: list[bytes]) -> bytes:
+    return b"\0".join(names)
 
 
 def count_names(names: bytes) -> int:

@@ -1,6 +1,7 @@
 """Which image when: a pure function of seed and step, whatever the number of ranks, workers and interruptions."""
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class BatchPlan:
     rank: int
     world_size: int
     augmentation_repeats: int = 1
+    steps: int | None = None  # of the training, in place of whole epochs
 
     @classmethod
     def make(
@@ -45,6 +47,7 @@ class BatchPlan:
         rank: int = 0,
         world_size: int = 1,
         augmentation_repeats: int = 1,
+        steps: int | None = None,
     ) -> "BatchPlan":
         """Check the numbers and fill in: images_per_device None means batch_size / world_size.
 
@@ -74,6 +77,7 @@ class BatchPlan:
             rank=rank,
             world_size=world_size,
             augmentation_repeats=augmentation_repeats,
+            steps=steps,
         )
 
     @property
@@ -82,7 +86,14 @@ class BatchPlan:
 
     @property
     def total_steps(self) -> int:
+        if self.steps is not None:
+            return self.steps
         return self.steps_per_epoch * self.epochs
+
+    @property
+    def passes(self) -> int:
+        """Epochs of the order that the training begins: `epochs`, unless `steps` says how long it is."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
 
     @property
     def accumulation(self) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from typing import IO, Protocol, TypeVar
 import torch
 from torch import nn
 
-from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig
+from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig, ScheduleOptions
 from utils.console import say
 from utils.distributed import World, join
 from utils.errors import UserError
@@ -27,6 +28,7 @@ from utils.run.resume import find_resume
 from utils.training.average import AverageRule
 from utils.training.micro_batch import check_micro_batch
 from utils.training.optimizer import make_optimizer
+from utils.training.schedule import in_steps
 from utils.training.step import TrainingState
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
@@ -35,9 +37,9 @@ Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 class LeavesOut(Protocol):
     """The part of a data.folder.ImageFolder that the job needs."""
 
-    left_out: object  # what lies beside the images; false if nothing does
-
     def left_out_line(self) -> str: ...
+
+    def part_line(self) -> str: ...
 
 
 Folder = TypeVar("Folder", bound=LeavesOut)
@@ -62,10 +64,11 @@ class Job:
             say(line)
 
     def open_folder(self, make: Callable[[], Folder]) -> Folder:
-        """A folder of images, listed by one rank of each machine before the others; what it leaves out is said."""
+        """A folder of images, listed by one rank of each machine before the others; what of it is not used is said."""
         folder = self.world.in_turn(make)
-        if folder.left_out:
-            self.say(folder.left_out_line())
+        for line in (folder.left_out_line(), folder.part_line()):
+            if line:
+                self.say(line)
         return folder
 
     def write_result(self, name: str, content: dict) -> None:
@@ -211,19 +214,19 @@ def make_state(
     return TrainingState(
         model, make_optimizer(model, config.optimizer), job.world, job.dtype,
         seed=config.run.seed, image_size=config.data.train_crop_size, clip_grad_norm=config.optimizer.clip_grad_norm,
-        average_rule=average_rule(config.optimizer, config.schedule.warmup_epochs, steps_per_epoch),
+        average_rule=average_rule(config.optimizer, config.schedule, steps_per_epoch),
     )  # fmt: skip
 
 
-def average_rule(options: OptimizerOptions, warmup_epochs: float, steps_per_epoch: int) -> AverageRule | None:
+def average_rule(options: OptimizerOptions, schedule: ScheduleOptions, steps_per_epoch: int) -> AverageRule | None:
     """The rule of the average of the weights, if there is to be one."""
     if options.ema_decay is None:
         return None
-    restart_epochs = 0.0
+    restart_steps = 0
     if options.ema_restart_in_warmup:
-        restart_epochs = warmup_epochs
+        restart_steps = in_steps(math.ceil(schedule.warmup_epochs), schedule, steps_per_epoch)
     return AverageRule(
         decay=options.ema_decay, every_steps=options.ema_every_steps,
-        average_buffers=options.ema_buffers == "averaged", restart_epochs=restart_epochs,
-        steps_per_epoch=steps_per_epoch,
+        average_buffers=options.ema_buffers == "averaged", restart_steps=restart_steps,
+        steps_per_epoch=in_steps(1, schedule, steps_per_epoch),
     )  # fmt: skip

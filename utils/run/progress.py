@@ -24,7 +24,8 @@ class Steps(Protocol):
 
     total_steps: int
     steps_per_epoch: int
-    epochs: int
+    passes: int
+    steps: int | None
     batch_size: int
     images_per_device: int
     accumulation: int
@@ -47,14 +48,14 @@ def start_paragraph(
         "model": f"{config.model.name}, {parameters:,} parameters",
         "images": images_in_words(images, config.data.holdout_fraction, classes),
         "sizes": sizes_in_words(config),
-        "epochs": f"{plan.epochs} of {plan.steps_per_epoch} steps, {plan.total_steps} steps in all",
+        "epochs": epochs_in_words(plan),
         "batch": batch_in_words(plan),
         "precision": f"{str(job.dtype).removeprefix('torch.')} on {job.world.device.type}",
         "weights": weights_in_words(config),
         "output": str(job.output),
     }
     if first_step > 0:
-        epoch = min(first_step // plan.steps_per_epoch + 1, plan.epochs)
+        epoch = min(first_step // plan.steps_per_epoch + 1, plan.passes)
         facts["goes on"] = f"in epoch {epoch}, after step {first_step}"
     lines = [task]
     for label, fact in facts.items():
@@ -67,6 +68,17 @@ def images_in_words(images: Mapping[str, int], holdout_fraction: float, classes:
     if holdout_fraction and "held out" not in images:  # nothing needs them, so nobody has counted them
         numbers.append(f"held out {holdout_fraction:.3g} of train")
     return f"{', '.join(numbers)}; {classes:,} {'class' if classes == 1 else 'classes'}"
+
+
+def epochs_in_words(plan: Steps) -> str:
+    """How long the training is; where `schedule.steps` decides that, the last epoch may be a part of one."""
+    in_part = ""
+    if plan.total_steps % plan.steps_per_epoch:
+        in_part = " (the last one in part)"
+    words = f"{plan.passes}{in_part} of {plan.steps_per_epoch} steps, {plan.total_steps} steps in all"
+    if plan.steps is not None:
+        words += " (schedule.steps)"
+    return words
 
 
 def sizes_in_words(config: PretrainConfig | FinetuneConfig) -> str:

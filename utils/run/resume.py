@@ -161,7 +161,7 @@ def starting_point(path: Path, saved: dict, plan: Plan) -> Start:
             meaning += f" of {batch_size} images (step {step} of {plan.batch_size})"
         raise UserError(
             f"{path}: the checkpoint is after {meaning}, the new schedule ends at step {plan.total_steps}: nothing is "
-            "left to do; raise schedule.epochs, or resume from an earlier checkpoint"
+            "left to do; raise schedule.epochs (or schedule.steps), or resume from an earlier checkpoint"
         )
     return Start(step, saved["step"], batch_size)
 

@@ -13,6 +13,7 @@ from utils.scoring.evaluation import EvaluationData, evaluate_models
 from utils.tables import markdown_cell, markdown_table
 from utils.training.evaluation import Mistake, Mistakes
 from utils.training.hooks import Every
+from utils.training.schedule import in_steps
 from utils.training.step import TrainingState
 
 
@@ -25,7 +26,9 @@ class Evaluation:
         if state.average is not None:
             self.models["ema"] = state.average.module
         every_epochs = config.run.evaluate_every_epochs
-        every_steps = None if every_epochs is None else every_epochs * log.steps_per_epoch
+        every_steps = None
+        if every_epochs is not None:
+            every_steps = in_steps(every_epochs, config.schedule, log.steps_per_epoch)
         self.every = Every(every_steps, log.total_steps)
         self.result: dict = {}  # the latest
 

@@ -15,14 +15,14 @@ class AverageRule:
         decay: share of the average that an update keeps.
         every_steps: an update comes after the first step of each epoch, and after every so many steps of it.
         average_buffers: BatchNorm's statistics are averaged like weights (CoinCheung/MFM), not copied from the model.
-        restart_epochs: in so many first epochs an update sets the average to the weights, and the first one after
+        restart_steps: in so many first steps an update sets the average to the weights, and the first one after
             them does so too (CoinCheung/MFM: those of the warm-up).
     """
 
     decay: float
     every_steps: int = 1
     average_buffers: bool = False
-    restart_epochs: float = 0.0
+    restart_steps: int = 0
     steps_per_epoch: int = 1
 
     def is_due(self, step: int) -> bool:
@@ -30,7 +30,7 @@ class AverageRule:
 
     def restarts(self, step: int) -> bool:
         """Whether the update after this one starts anew."""
-        return step // self.steps_per_epoch < self.restart_epochs
+        return step < self.restart_steps
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from configs.schema import OptimizerOptions
+from configs.schema import OptimizerOptions, ScheduleOptions
 from utils.distributed import World
 from utils.run.job import average_rule
 from utils.training.average import AverageRule
@@ -57,7 +57,7 @@ class SlowAverage:
                 value = self.rule.decay * self.average[name] + (1 - self.rule.decay) * value
             self.average[name] = value
         self.since_start += 1
-        if epoch < self.rule.restart_epochs:
+        if epoch * STEPS_PER_EPOCH < self.rule.restart_steps:
             self.since_start = 0
 
 
@@ -66,8 +66,10 @@ RULES = {
     "every 2 steps of an epoch": AverageRule(0.8, every_steps=2, steps_per_epoch=STEPS_PER_EPOCH),
     "once an epoch": AverageRule(0.8, every_steps=32, steps_per_epoch=STEPS_PER_EPOCH),
     "averaged buffers": AverageRule(0.8, average_buffers=True, steps_per_epoch=STEPS_PER_EPOCH),
-    "restarts": AverageRule(0.8, restart_epochs=2.0, steps_per_epoch=STEPS_PER_EPOCH),
-    "CoinCheung/MFM": AverageRule(0.8, 2, average_buffers=True, restart_epochs=2.0, steps_per_epoch=STEPS_PER_EPOCH),
+    "restarts": AverageRule(0.8, restart_steps=2 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH),
+    "CoinCheung/MFM": AverageRule(
+        0.8, 2, average_buffers=True, restart_steps=2 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH
+    ),
 }
 
 
@@ -132,12 +134,22 @@ def test_a_resumed_average_goes_on_bit_for_bit(cut):
 
 def test_the_knobs_make_the_rule():
     plain = OptimizerOptions(ema_decay=0.9)
-    assert average_rule(OptimizerOptions(), 5.0, 625) is None
-    assert average_rule(plain, 5.0, 625) == AverageRule(0.9, steps_per_epoch=625)
+    five = ScheduleOptions(epochs=100, warmup_epochs=5.0)
+    assert average_rule(OptimizerOptions(), five, 625) is None
+    assert average_rule(plain, five, 625) == AverageRule(0.9, steps_per_epoch=625)
     coincheung = OptimizerOptions(
         ema_decay=0.98689, ema_every_steps=32, ema_buffers="averaged", ema_restart_in_warmup=True
     )
-    assert average_rule(coincheung, 5.0, 625) == AverageRule(0.98689, 32, True, 5.0, 625)
+    assert average_rule(coincheung, five, 625) == AverageRule(0.98689, 32, True, 5 * 625, 625)
+    begun = ScheduleOptions(epochs=100, warmup_epochs=4.5)  # the fifth epoch begins in the warm-up
+    assert average_rule(coincheung, begun, 625) == AverageRule(0.98689, 32, True, 5 * 625, 625)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 147])
+def test_with_steps_the_rule_is_the_same_for_any_number_of_images(steps_per_epoch):
+    options = OptimizerOptions(ema_decay=0.9, ema_restart_in_warmup=True)
+    schedule = ScheduleOptions(epochs=100, warmup_epochs=5.0, steps=600)
+    assert average_rule(options, schedule, steps_per_epoch) == AverageRule(0.9, restart_steps=30, steps_per_epoch=6)
 
 
 def test_its_count_of_updates_is_on_the_device_of_the_model():
