@@ -64,7 +64,7 @@ def add_finetuning(run: Path, result: dict, at_steps: tuple[int, ...], results: 
         facts |= provenance(read_json(pretraining_result), prefix="pretraining's ")
     arm = arm_of_run(run, recipe, Measure(), results)
     finetuning = Finetuning(run, arm, configs, selected_its_size(result), facts)
-    labels = float(configs.finetuning.get("data.label_fraction", 1.0))
+    labels = configs.finetuning["data.label_fraction"]
     finetuning.add(result["results"], Measure(FINETUNING, labels), results)
     for step in at_steps:
         rows = evaluation_by(run, step)

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.arms import Results
 from scripts.study.comparisons import summarize
 from scripts.study.figures import write_figures
-from scripts.study.plan import FINETUNING, PRETRAINING, PROBE, GridOptions, PlannedRun, Study, read_study
+from scripts.study.plan import GridOptions, Study, read_study
+from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
 from scripts.study.read_runs import add_finetuning, add_pretraining
 from scripts.study.scheduler import LOG, Machine, Scheduler
 from scripts.study.scores_csv import to_csv

@@ -15,7 +15,8 @@ import pytest
 
 from scripts.study import study
 from scripts.study.comparisons import summarize
-from scripts.study.plan import PlannedRun, read_study
+from scripts.study.plan import read_study
+from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
 from scripts.study.read_runs import read_results
 from scripts.study.scheduler import Machine, Scheduler
 from tests.support.helpers import image_folder
@@ -300,8 +301,9 @@ def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
     planned = read_study(str(path), tmp_path)
     grid, runs = planned.grid, planned.runs
     header = text[: text.index("study:")]
-    counted = {entry: sum(run.entry == entry for run in runs) for entry in ("pretrain.py", "finetune.py")}
-    assert f"# Cost: {counted['pretrain.py']} pretrainings and {counted['finetune.py']} finetunings" in header
+    counted = {kind: sum(run.kind == kind for run in runs) for kind in (PRETRAINING, FINETUNING, PROBE)}
+    assert f"# Cost: {counted[PRETRAINING]} pretrainings and {counted[FINETUNING]} finetunings" in header
+    assert not counted[PROBE] or f"finetunings, {counted[PROBE]} probes;" in header
     assert f"scripts/study/study.py configs/studies/{path.name}" in header
     assert len({str(run.folder) for run in runs}) == len(runs)
     for run in runs:
