@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.study.arms import read_arms
+from scripts.study.read_runs import read_results
 from scripts.study.statistics_of_runs import describe, unit_means
 from utils import figures
 from utils.console import say
@@ -121,17 +121,21 @@ def top1_by_epoch(run: RunFolder) -> dict[str, dict[int, float]]:
 
 
 def scores_by_size(runs: Runs) -> dict[str, dict[int, UnitScores]]:
-    """As summarize.py has them: arm -> resize size -> scores of its units. Where runs selected a size there are none.
+    """As summarize.py has them: arm, at its share of the labels -> resize size -> scores of its units.
+
+    Where runs selected a size there are none.
 
     Raises: UserError on two results of one run.
     """
-    arms = read_arms([run.folder for run in runs.values() if "results" in run.result])
+    results = read_results([run.folder for run in runs.values() if "results" in run.result])
     scores: dict[str, dict[int, UnitScores]] = {}
-    for name, arm in arms.items():
-        for size in filter(str.isdecimal, arm.scores):
-            units = arm.units(size)
-            interval = describe(units, arm.pretrained)["interval"]
-            scores.setdefault(name, {})[int(size)] = UnitScores(unit_means(units), interval)
+    for measure, arms in results.items():
+        share = "" if measure.labels == 1 else f", {100 * measure.labels:g} % of labels"
+        for name, arm in arms.items():
+            for size in filter(str.isdecimal, arm.scores):
+                units = arm.units(size)
+                interval = describe(units, arm.pretrained)["interval"]
+                scores.setdefault(name + share, {})[int(size)] = UnitScores(unit_means(units), interval)
     return scores
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.figures.plot import Runs, all_figures, named
 from scripts.figures.reconstruct import Pretrained, grid_of_images, labelled_crops, pick_images
-from scripts.study.arms import read_arms
 from scripts.study.comparisons import summarize
-from scripts.study.tables import Note, Rows, Strong, SummaryTables
+from scripts.study.read_runs import read_results
+from scripts.study.tables import Note, Rows, Strong, SummaryTables, TitledTables
 from utils.config import yaml_text
 from utils.console import say
 from utils.distributed import run_entry
@@ -136,18 +136,20 @@ def results(runs: Runs) -> str:
     if not folders:
         return paragraph("No finetuning among these runs has finished.")
     try:
-        summary = summarize(read_arms(folders), baselines=[], factors=[], difference=None)
+        summary = summarize(read_results(folders), baselines=[], factors=[], difference=None)
     except UserError as error:
         return paragraph(f"No table: {error}")
     tables = SummaryTables.of(summary, difference=None)
-    html = table_of_rows(tables.overview)
+    html = "".join(map(html_of_section, tables.overviews))
     if tables.remark:
         html += paragraph(tables.remark)
-    for size in tables.sizes:
-        html += f"<p><strong>{escape(size.title)}</strong></p>"
-        html += "".join(map(table_of_rows, size.tables))
-        html += list_of_notes(size.notes)
+    html += "".join(map(html_of_section, tables.columns))
     return html + list_of_notes(tables.differences)
+
+
+def html_of_section(section: TitledTables) -> str:
+    html = f"<p><strong>{escape(section.title)}</strong></p>" if section.title else ""
+    return html + "".join(map(table_of_rows, section.tables)) + list_of_notes(section.notes)
 
 
 def config_differences(runs: Runs) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scripts.study.arms import Arm, Arms, is_provenance
+from scripts.study.arms import PIXELS, SCORES, Arm, Arms, Measure, Results, is_provenance
 from scripts.study.statistics_of_runs import Units, compare, describe, holm
 from utils.errors import UserError
 from utils.run.reading import differing
@@ -71,14 +71,12 @@ def covers(factor: str, keys: list[str]) -> bool:
 
 
 def pairs_to_compare(arms: Arms, baselines: list[str], factors: list[str]) -> list[tuple[str, str]]:
-    """Pairs (arm, baseline).
+    """Pairs (arm, baseline) of arms that are there.
 
     Of several baselines an arm meets those that it differs from in a studied factor alone; all of them if there is
     none such. Two baselines meet once.
     """
-    unknown = [name for name in baselines if name not in arms]
-    if unknown:
-        raise UserError(f"--baseline {' '.join(unknown)}: no such arm; there are: {', '.join(arms)}")
+    baselines = [name for name in baselines if name in arms]
     pairs: list[tuple[str, str]] = []
     for name, arm in arms.items():
         others = [base for base in baselines if base != name and (base, name) not in pairs]
@@ -89,51 +87,149 @@ def pairs_to_compare(arms: Arms, baselines: list[str], factors: list[str]) -> li
     return pairs
 
 
-def summarize(arms: Arms, baselines: list[str], factors: list[str], difference: float | None) -> dict:
-    """Everything as plain containers, without a NaN: size -> "arms" (name -> description) and "comparisons" (rows).
+@dataclass(frozen=True)
+class Column:
+    """The scores of one measure at one size: what is one table of a summary."""
+
+    measure: Measure
+    size: str
+    arms: Arms
+
+    def units(self) -> dict[str, Units]:
+        """The units of each arm that has such scores."""
+        return {name: arm.units(self.size) for name, arm in self.arms.items() if self.size in arm.scores}
+
+    def family(self) -> tuple:
+        """Columns of one family differ in the share of labels, or in the epoch of a pretraining, and in nothing else.
+
+        They ask one question at several places, so that p is corrected over all of their comparisons.
+        """
+        if self.measure.of_pretraining:
+            return self.measure.score, self.size
+        return self.measure.score, self.size, self.measure.after
+
+
+def columns_of(results: Results) -> list[Column]:
+    """Every column, families together: ends before earlier evaluations, sizes and shares in their order."""
+    columns = []
+    for measure, arms in results.items():
+        sizes = set()
+        for arm in arms.values():
+            sizes.update(arm.scores)
+        columns += [Column(measure, size, arms) for size in sizes]
+    return sorted(columns, key=place)
+
+
+def place(column: Column) -> tuple:
+    measure, size = column.measure, column.size
+    after = measure.after or 0
+    return SCORES.index(measure.score), after, len(size), size, measure.labels  # so numbers are in their order
+
+
+def summarize(results: Results, baselines: list[str], factors: list[str], difference: float | None) -> dict:
+    """Everything as plain containers, without a NaN: name of a column -> what it holds.
+
+    A column has its "score", "labels", "after" and "size" (see `Measure`), "arms" (name -> description) and
+    "comparisons" (rows). A column of finetunings with all labels, at their end, is named by its size.
 
     Args:
         baselines, factors: see `pairs_to_compare` and `confounds`.
         difference: in points of top-1: how many units would detect it?
+    Raises: UserError if no score is of a baseline.
     """
-    pairs = pairs_to_compare(arms, baselines, factors)
-    sizes = set()
-    for arm in arms.values():
-        sizes.update(arm.scores)
+    known = dict.fromkeys(name for arms in results.values() for name in arms)
+    unknown = [name for name in baselines if name not in known]
+    if unknown:
+        raise UserError(f"--baseline {' '.join(unknown)}: no such arm; there are: {', '.join(known)}")
+    families: dict[tuple, list[Column]] = {}
+    for column in columns_of(results):
+        families.setdefault(column.family(), []).append(column)
     summary = {}
-    for size in sorted(sizes, key=lambda size: (len(size), size)):  # numbers in their order
-        units = {name: arm.units(size) for name, arm in arms.items() if size in arm.scores}
-        pairs_here = [(name, base) for name, base in pairs if name in units and base in units]
-        summary[size] = {
-            "arms": {name: description(arms[name], units[name]) for name in units},
-            "comparisons": comparison_rows(arms, units, pairs_here, factors, difference),
-        }
+    for columns in families.values():
+        comparisons = compare_family(columns, baselines, factors, difference)
+        for column, rows in zip(columns, comparisons, strict=True):
+            measure = column.measure
+            summary[column_name(column)] = {
+                "score": measure.score,
+                "labels": measure.labels,
+                "after": measure.after,
+                "size": column.size,
+                "arms": descriptions(column),
+                "comparisons": rows,
+            }
     return summary
 
 
-def description(arm: Arm, units: Units) -> dict:
-    described = describe(units, arm.pretrained)
-    for key, values in arm.facts_that_vary().items():
-        described["notes"].append(f"its runs differ in {key}: {values}")
+def column_name(column: Column) -> str:
+    measure = column.measure
+    if measure.of_pretraining:
+        name = f"{measure.score} {column.size}"
+        return name if measure.after is None else f"{name} after {measure.after} epochs"
+    name = column.size
+    if measure.after is not None:
+        name += f" after {measure.after} steps"
+    if measure.labels != 1:
+        name += f" labels {measure.labels:g}"
+    return name
+
+
+def descriptions(column: Column) -> dict[str, dict]:
+    """Of each arm that has scores in this column."""
+    described = {}
+    for name, units in column.units().items():
+        arm = column.arms[name]
+        if column.measure.of_pretraining:
+            described[name] = describe(units, pretrained=False)
+            described[name]["deviation_of_finetunings"] = None  # there are none
+        else:
+            described[name] = describe(units, arm.pretrained)
+        for key, values in arm.facts_that_vary().items():
+            described[name]["notes"].append(f"its runs differ in {key}: {values}")
     return described
 
 
-def comparison_rows(
-    arms: Arms, units: dict[str, Units], pairs: list[tuple[str, str]], factors: list[str], difference: float | None
-) -> list[dict]:
-    """A row for each pair (arm, baseline), p corrected over all of them."""
+def compare_family(
+    columns: list[Column], baselines: list[str], factors: list[str], difference: float | None, plan: bool = True
+) -> list[list[dict]]:
+    """The comparisons of each column, with p corrected over those of all columns (Holm).
+
+    Scores of different columns depend on each other, since a pretraining is finetuned with each share of the labels.
+    Holm's correction holds whatever the dependence.
+
+    Args:
+        plan: work out what can be detected, which takes most of the time.
+    """
+    pairs = [pairs_in(column, baselines, factors) for column in columns]
     tests = 0
-    for name, base in pairs:
-        alike = arms[name].pretrained == arms[base].pretrained
-        if compare(units[name], units[base], alike, plan=False)["p"] is not None:
-            tests += 1
-    rows = []
-    for name, base in pairs:
-        confounding = confounds(arms[base], arms[name], factors)
-        row = {"arm": name, "baseline": base, "differs_in": confounding.differences, "warning": confounding.warning}
-        alike = arms[name].pretrained == arms[base].pretrained
-        row |= compare(units[name], units[base], alike, comparisons=max(1, tests), wanted=difference)
-        rows.append(row)
+    for column, its_pairs in zip(columns, pairs, strict=True):
+        tests += sum(compared(column, *pair, plan=False)["p"] is not None for pair in its_pairs)
+    rows_of_columns = []
+    for column, its_pairs in zip(columns, pairs, strict=True):
+        rows = []
+        for name, base in its_pairs:
+            confounding = confounds(column.arms[base], column.arms[name], factors)
+            row = {"arm": name, "baseline": base, "differs_in": confounding.differences}
+            row["warning"] = confounding.warning
+            row |= compared(column, name, base, comparisons=max(1, tests), wanted=difference, plan=plan)
+            rows.append(row)
+        rows_of_columns.append(rows)
+    rows = [row for rows in rows_of_columns for row in rows]
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
-    return rows
+    return rows_of_columns
+
+
+def pairs_in(column: Column, baselines: list[str], factors: list[str]) -> list[tuple[str, str]]:
+    """The pairs (arm, baseline) that a column has scores of. Raw pixels know no arm, so nothing is to be compared."""
+    if column.measure.score == PIXELS:
+        return []
+    units = column.units()
+    pairs = pairs_to_compare(column.arms, baselines, factors)
+    return [(name, base) for name, base in pairs if name in units and base in units]
+
+
+def compared(column: Column, name: str, base: str, **how) -> dict:
+    """What `compare` says about two arms of a column."""
+    arm, baseline = column.arms[name], column.arms[base]
+    alike = arm.pretrained == baseline.pretrained
+    return compare(arm.units(column.size), baseline.units(column.size), alike, **how)

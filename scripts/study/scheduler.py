@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.study.plan import PlannedRun
+from scripts.study.planned_run import PlannedRun
 from utils.console import say
 from utils.errors import UserError
 from utils.limits import available_cores

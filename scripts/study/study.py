@@ -1,4 +1,4 @@
-"""A grid of arms × pretraining seeds × finetuning seeds: run, interrupted, gone on with, and summarised.
+"""A grid of arms × shares of the labels × seeds: run, interrupted, gone on with, and summarised.
 
 python scripts/study/study.py configs/studies/sample_loss_by_init.yaml --jobs 2
 python scripts/study/study.py configs/studies/crop_ratio.yaml --dry-run          # the runs and their expected time
@@ -21,16 +21,21 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.study.arms import read_arms, to_csv
+from scripts.study.arms import Results
 from scripts.study.comparisons import summarize
-from scripts.study.plan import GridOptions, PlannedRun, Study, read_study
+from scripts.study.figures import write_figures
+from scripts.study.plan import GridOptions, Study, read_study
+from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
+from scripts.study.read_runs import add_finetuning, add_pretraining
 from scripts.study.scheduler import LOG, Machine, Scheduler
+from scripts.study.scores_csv import to_csv
 from scripts.study.tables import SummaryTables, to_markdown
 from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.limits import available_cores
 from utils.process import EXIT_REQUEUE
+from utils.run.reading import read_json
 
 SHOWN_LOG_LINES = 15  # of a run that failed
 
@@ -46,27 +51,42 @@ def print_failures(failed: dict[PlannedRun, str]) -> None:
 
 
 def publish(study: Study) -> None:
-    """Table, results.csv and a resolved config of each arm and pretraining, from what has finished."""
+    """Tables, figures, results.csv and a resolved config of each arm and pretraining, from what has finished."""
     finished = [run for run in study.runs if run.finished()]
-    scored = [run.folder for run in finished if run.entry == "finetune.py"]
-    if not scored:
-        return
     output, grid = study.output, study.grid
-    arms = read_arms(scored)
-    baselines = [name for name in grid.baseline if name in arms]
-    summary = summarize(arms, baselines, list(grid.factor), difference=None)
+    results: Results = {}
+    for run in finished:
+        if run.kind == FINETUNING:
+            add_finetuning(run.folder, read_json(run.folder / "result.json"), grid.at_steps, results)
+        elif run.kind == PRETRAINING:
+            add_pretraining(run.folder, read_json(run.folder / "result.json"), results)
+    if not results:
+        return
+    scored = {name for arms in results.values() for name in arms}
+    baselines = [name for name in grid.baseline if name in scored]
+    summary = summarize(results, baselines, list(grid.factor), difference=None)
     table = to_markdown(SummaryTables.of(summary, difference=None))
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
-    (output / "results.csv").write_text(to_csv(arms), encoding="utf-8")
-    (output / "configs").mkdir(exist_ok=True)
-    for run in reversed(finished):  # so that the config of each arm's first run stays
-        name = f"{run.entry.removesuffix('.py')}_{run.folder.parent.name}.yaml"
-        copy = output / "configs" / name
-        shutil.copyfile(run.folder / "config.yaml", copy)
-        if run.needs:  # where scripts/study/arms.py looks for it
-            shutil.copyfile(run.folder / "pretraining.yaml", copy.with_suffix(".pretraining.yaml"))
+    (output / "results.csv").write_text(to_csv(results), encoding="utf-8")
+    copy_configs(finished, output / "configs")
+    try:
+        write_figures(results, output)
+    except ImportError as error:
+        say(f"no figures: {error}")
     counts = f"{len(finished)} of {len(study.runs)} runs"
     say(f"\n{table}\n\n{counts}; written to {output}: table.md, results.csv, configs/")
+
+
+def copy_configs(finished: list[PlannedRun], folder: Path) -> None:
+    """The resolved config of the first run of each arm and pretraining, where scripts/study/scores_csv.py reads it."""
+    folder.mkdir(exist_ok=True)
+    for run in reversed(finished):  # so that the first run's stays
+        if run.kind == PROBE:
+            continue
+        copy = folder / f"{run.config_name()}.yaml"
+        shutil.copyfile(run.folder / "config.yaml", copy)
+        if run.needs:
+            shutil.copyfile(run.folder / "pretraining.yaml", copy.with_suffix(".pretraining.yaml"))
 
 
 @dataclass
@@ -74,24 +94,27 @@ class Durations:
     """How long runs take that have not been done yet."""
 
     grid: GridOptions
-    of_arm: dict[Path, list[float]] = field(default_factory=dict)  # folder of an arm or pretraining -> seconds
-    of_entry: dict[str, list[float]] = field(default_factory=dict)
+    of_arm: dict[str, list[float]] = field(default_factory=dict)  # name of an arm or pretraining -> seconds
+    of_kind: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, run: PlannedRun) -> None:
         seconds = run.seconds()
         if seconds:
-            self.of_arm.setdefault(run.folder.parent, []).append(seconds)
-            self.of_entry.setdefault(run.entry, []).append(seconds)
+            self.of_arm.setdefault(run.config_name(), []).append(seconds)
+            self.of_kind.setdefault(run.kind, []).append(seconds)
 
     def expected(self, run: PlannedRun) -> float:
-        """Seconds: the mean over runs of the same arm, else of the same entry file, else what the study states."""
-        if run.folder.parent in self.of_arm:
-            return statistics.mean(self.of_arm[run.folder.parent])
-        if run.entry in self.of_entry:
-            return statistics.mean(self.of_entry[run.entry])
-        if run.entry == "pretrain.py":
-            return 60 * self.grid.pretrain_minutes
-        return 60 * self.grid.finetune_minutes
+        """Seconds: the mean over runs of the same arm, else of the same kind, else what the study states."""
+        if run.config_name() in self.of_arm:
+            return statistics.mean(self.of_arm[run.config_name()])
+        if run.kind in self.of_kind:
+            return statistics.mean(self.of_kind[run.kind])
+        minutes = {
+            PRETRAINING: self.grid.pretrain_minutes,
+            FINETUNING: self.grid.finetune_minutes,
+            PROBE: self.grid.probe_minutes,
+        }
+        return 60 * minutes[run.kind]
 
 
 def print_runs(study: Study, jobs: int) -> None:
@@ -115,9 +138,10 @@ def print_runs(study: Study, jobs: int) -> None:
 def print_commands(study: Study) -> None:
     """The command lines of what is not finished, and SLURM arrays over lists of all runs, whose numbers stay."""
     study.output.mkdir(parents=True, exist_ok=True)
-    pretrainings = [run for run in study.runs if run.entry == "pretrain.py"]
-    from_scratch = [run for run in study.runs if run.entry == "finetune.py" and not run.needs]
-    finetunings = [run for run in study.runs if run.needs]
+    pretrainings = [run for run in study.runs if run.kind == PRETRAINING]
+    from_scratch = [run for run in study.runs if run.kind == FINETUNING and not run.needs]
+    finetunings = [run for run in study.runs if run.kind == FINETUNING and run.needs]
+    probes = [run for run in study.runs if run.kind == PROBE]
     # afterany: where one pretraining failed, its finetunings say so themselves, and the others run.
     after_pretraining = "--dependency=afterany:JOB_ID_OF_PRETRAIN "
     arrays = [
@@ -125,6 +149,8 @@ def print_commands(study: Study) -> None:
         print_commands_of(study, "finetune_scratch", from_scratch),
         print_commands_of(study, "finetune", finetunings, dependency=after_pretraining),
     ]
+    if probes:
+        arrays.append(print_commands_of(study, "probe", probes, dependency=after_pretraining))
     say("# or as SLURM arrays:")
     for array in arrays:
         if array:

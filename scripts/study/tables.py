@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scripts.study.arms import SELECTED
+from scripts.study.arms import FINETUNING, KNN, KNN_CURVE, LINEAR, PIXELS, SELECTED
 from utils.tables import markdown_table, readable_cell
 
 Rows = list[dict]  # of the same keys, which are the header; a cell is text, a number or Strong
@@ -24,8 +24,8 @@ class Note:
 
 
 @dataclass
-class SizeTables:
-    """The summary of one size: tables, each with a row at least, and notes."""
+class TitledTables:
+    """Tables under a title (which may be ""), each with a row at least, and notes."""
 
     title: str
     tables: list[Rows]
@@ -37,40 +37,51 @@ class SummaryTables:
     """A whole summary, in this order.
 
     Args:
-        overview: a row an arm.
-        remark: a sentence below it, or "".
-        sizes: empty if every arm is a single run.
+        overviews: the arms, a row an arm; if they were scored at several shares of the labels, or epochs of a
+            pretraining, their differences too, a row a comparison.
+        remark: a sentence below them, or "".
+        columns: each score in detail; empty if every arm is a single run.
         differences: what the arms that were compared differ in.
     """
 
-    overview: Rows
+    overviews: list[TitledTables]
     remark: str
-    sizes: list[SizeTables]
+    columns: list[TitledTables]
     differences: list[Note]
 
     @classmethod
     def of(cls, summary: dict, difference: float | None) -> "SummaryTables":
         """From what `comparisons.summarize` returns."""
-        runs = runs_of_arms(summary)
-        tables = cls(overview_rows(summary, runs), remark="", sizes=[], differences=difference_notes(summary))
-        if max(runs.values()) == 1:
+        tables = cls(overviews_of(summary), remark="", columns=[], differences=difference_notes(summary))
+        if max(runs_of_arms(list(summary.values())).values()) == 1:
             tables.remark = "One run an arm: its spread is unknown, so this ranks nothing."
-        else:
-            tables.sizes = [size_tables(size, results, difference) for size, results in summary.items()]
+            return tables
+        for column in summary.values():
+            if column["score"] != PIXELS:
+                tables.columns.append(column_section(column, difference))
         return tables
 
 
 def to_markdown(tables: SummaryTables) -> str:
-    lines = [markdown_of(tables.overview)]
+    blocks = [markdown_of_section(section) for section in tables.overviews]
     if tables.remark:
-        lines += ["", tables.remark]
-    for size in tables.sizes:
-        lines += ["", f"**{size.title}**", ""]
-        for rows in size.tables:
-            lines += [markdown_of(rows), ""]
-        lines += map(markdown_note, size.notes)
-    lines += map(markdown_note, tables.differences)
-    return "\n".join(lines)
+        blocks.append(tables.remark)
+    blocks += [markdown_of_section(section) for section in tables.columns]
+    if tables.differences:
+        blocks.append(markdown_of_notes(tables.differences))
+    return "\n\n".join(blocks)
+
+
+def markdown_of_section(section: TitledTables) -> str:
+    blocks = [f"**{section.title}**"] if section.title else []
+    blocks += [markdown_of(rows) for rows in section.tables]
+    if section.notes:
+        blocks.append(markdown_of_notes(section.notes))
+    return "\n\n".join(blocks)
+
+
+def markdown_of_notes(notes: list[Note]) -> str:
+    return "\n".join(map(markdown_note, notes))
 
 
 def markdown_of(rows: Rows) -> str:
@@ -90,34 +101,80 @@ def markdown_note(note: Note) -> str:
     return f"- {readable_cell(note.name)}{note.text}"
 
 
-def runs_of_arms(summary: dict) -> dict[str, int]:
-    """Arm -> its runs, at the size at which it has most."""
+def runs_of_arms(columns: list[dict]) -> dict[str, int]:
+    """Arm -> its runs, in the column in which it has most."""
     runs: dict[str, int] = {}
-    for results in summary.values():
-        for name, arm in results["arms"].items():
+    for column in columns:
+        for name, arm in column["arms"].items():
             runs[name] = max(arm["runs"], runs.get(name, 0))
     return runs
 
 
-def overview_rows(summary: dict, runs: dict[str, int]) -> Rows:
+def overviews_of(summary: dict) -> list[TitledTables]:
+    """A section for finetunings, for each earlier moment of them, for pretrainings under way, and for probes."""
+    groups: dict[str, list[dict]] = {}
+    for column in summary.values():
+        groups.setdefault(group_title(column), []).append(column)
+    sections = []
+    for title, columns in groups.items():
+        tables = [overview_rows(columns), difference_rows(columns)]
+        sections.append(TitledTables(title if len(groups) > 1 else "", [rows for rows in tables if rows], notes=[]))
+    return sections
+
+
+def group_title(column: dict) -> str:
+    if column["score"] == KNN_CURVE:
+        return "Top-1 % from the features of pretrainings under way"
+    if column["score"] != FINETUNING:
+        return "Top-1 % from the features of pretrainings"
+    if column["after"] is None:
+        return "Top-1 % of finetunings"
+    return f"Top-1 % of finetunings after at most {column['after']} steps"
+
+
+def overview_rows(columns: list[dict]) -> Rows:
     rows = []
-    for name, number_of_runs in runs.items():
+    for name, number_of_runs in runs_of_arms(columns).items():
         row = {"arm": name, "runs": number_of_runs}
-        for size, results in summary.items():
-            row[f"top-1 % {size_in_words(size)}"] = score(results["arms"].get(name))
+        for column in columns:
+            row[column_in_words(column)] = score(column["arms"].get(name))
         rows.append(row)
     return rows
 
 
-def size_tables(size: str, results: dict, difference: float | None) -> SizeTables:
-    arms, comparisons = results["arms"], results["comparisons"]
+def difference_rows(columns: list[dict]) -> Rows:
+    """What each column says of each comparison; of finetunings with one share of the labels the details are enough."""
+    if columns[0]["score"] == FINETUNING and len({column["labels"] for column in columns}) == 1:
+        return []
+    rows: dict[str, dict] = {}
+    for column in columns:
+        for comparison in column["comparisons"]:
+            rows.setdefault(pair(comparison), {"difference": pair(comparison)})
+    for column in columns:
+        cells = {pair(comparison): difference_in_words(comparison) for comparison in column["comparisons"]}
+        for name, row in rows.items():
+            row[column_in_words(column)] = cells.get(name, "")
+    return list(rows.values())
+
+
+def difference_in_words(comparison: dict) -> str:
+    """The difference with its interval, and p corrected over all columns of its kind."""
+    words = f"{comparison['difference']:+.2f}"
+    if comparison["interval"] is not None:
+        low, high = comparison["interval"]
+        words += f" ({low:+.2f} to {high:+.2f}), p {comparison['p_holm']:.3f}"
+    return words
+
+
+def column_section(column: dict, difference: float | None) -> TitledTables:
+    arms, comparisons = column["arms"], column["comparisons"]
     candidates = [arm_rows(arms), unit_rows(arms), comparison_rows(comparisons, difference)]
     notes = []
     for name, arm in arms.items():
         notes += [Note(name, f": {note}") for note in arm["notes"]]
     for comparison in comparisons:
         notes += [Note(pair(comparison), f": {note}") for note in comparison["notes"]]
-    return SizeTables(f"top-1 % {size_in_words(size)}", [rows for rows in candidates if rows], notes)
+    return TitledTables(column_in_words(column), [rows for rows in candidates if rows], notes)
 
 
 def arm_rows(arms: dict) -> Rows:
@@ -183,15 +240,30 @@ def comparison_rows(comparisons: list[dict], difference: float | None) -> Rows:
 
 
 def difference_notes(summary: dict) -> list[Note]:
-    """A note for each pair of arms that differ, whatever the number of sizes."""
+    """A note for each pair of arms that differ, whatever the number of columns."""
     notes = {}
-    for results in summary.values():
-        for comparison in results["comparisons"]:
+    for column in summary.values():
+        for comparison in column["comparisons"]:
             name = pair(comparison)
             changes = [f"{key}: {change}" for key, change in comparison["differs_in"].items()]
             if changes:
                 notes[name] = Note(name, f" differ in: {'; '.join(changes)}")
     return list(notes.values())
+
+
+def column_in_words(column: dict) -> str:
+    """The title of a column, such as "top-1 % at 235, 10 % of labels"."""
+    score, after = column["score"], column["after"]
+    if score == KNN_CURVE:
+        return f"20 neighbours after {after} epochs"
+    if score != FINETUNING:
+        return {KNN: "20 neighbours", LINEAR: "linear probe", PIXELS: "20 neighbours of raw pixels"}[score]
+    words = f"top-1 % {size_in_words(column['size'])}"
+    if after is not None:
+        words += f" after at most {after} steps"
+    if column["labels"] != 1:
+        words += f", {100 * column['labels']:g} % of labels"
+    return words
 
 
 def size_in_words(size: str) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from scripts.study import study
-from scripts.study.arms import read_arms
 from scripts.study.comparisons import summarize
-from scripts.study.plan import PlannedRun, read_study
+from scripts.study.plan import read_study
+from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
+from scripts.study.read_runs import read_results
 from scripts.study.scheduler import Machine, Scheduler
 from tests.support.helpers import image_folder
 from tests.support.launch import ROOT
@@ -161,8 +162,9 @@ def test_killed_three_times_a_study_ends_with_the_same_table_and_runs_nothing_tw
 @pytest.mark.process
 def test_the_study_leaves_table_csv_and_configs(uninterrupted):
     rows = (uninterrupted / "results.csv").read_text().splitlines()
-    assert rows[0] == "arm,pretrain_seed,finetune_seed,val_resize_size,top1"
-    assert [row.rsplit(",", 1)[0] for row in rows[1:]] == ["mfm,0,0,32", "mfm,0,0,36", "scratch,,0,32", "scratch,,0,36"]
+    assert rows[0] == "arm,pretrain_seed,finetune_seed,val_resize_size,score,labels,after,top1"
+    scored = ["mfm,0,0,32", "mfm,0,0,36", "scratch,,0,32", "scratch,,0,36"]
+    assert [row.rsplit(",", 1)[0] for row in rows[1:]] == [f"{run},finetuning,1," for run in scored]
     table = (uninterrupted / "table.md").read_text()
     assert "- mfm − scratch differ in: pretraining: none -> a checkpoint of this project\n" in table
     assert resolved_config(str(uninterrupted / "configs/pretrain_mfm.yaml"))["filter.radius"] == 3
@@ -246,8 +248,8 @@ def test_the_numbers_of_a_slurm_list_stay_when_some_have_finished(tiny, uninterr
 
 @pytest.mark.process
 def test_the_csv_and_configs_of_a_study_give_its_table_again(uninterrupted):
-    arms = read_arms([uninterrupted / "results.csv"])
-    folders = read_arms([uninterrupted / "finetune/mfm", uninterrupted / "finetune/scratch"])
+    arms = read_results([uninterrupted / "results.csv"])
+    folders = read_results([uninterrupted / "finetune/mfm", uninterrupted / "finetune/scratch"])
     ours, theirs = (summarize(one, ["scratch"], ["pretraining"], None) for one in (arms, folders))
     assert ours == theirs and ours["32"]["comparisons"][0]["warning"] == ""
 
@@ -268,7 +270,7 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
     ("old", "new", "sentence"),
     [
         ("study:\n", "study:\n  finetune_seed: [1]\n", "study.finetune_seed = .*unknown key; .*study.finetune_seeds"),
-        ("study:\n", "study:\n  scratch_seeds: [1, 1]\n", "study.scratch_seeds = .*must not name a seed twice"),
+        ("study:\n", "study:\n  scratch_seeds: [1, 1]\n", "study.scratch_seeds = .*must not name a value twice"),
         ("study:\n", "study:\n  baseline: [nobody]\n", "study.baseline: must name arms"),
         ("pretraining: mfm", "pretraining: mmf", r"arms.mfm.pretraining: must be one of mfm"),
         ("pretraining: mfm", "weights: mfm", "arms.mfm: must hold `finetune: words`"),
@@ -299,8 +301,9 @@ def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
     planned = read_study(str(path), tmp_path)
     grid, runs = planned.grid, planned.runs
     header = text[: text.index("study:")]
-    counted = {entry: sum(run.entry == entry for run in runs) for entry in ("pretrain.py", "finetune.py")}
-    assert f"# Cost: {counted['pretrain.py']} pretrainings and {counted['finetune.py']} finetunings" in header
+    counted = {kind: sum(run.kind == kind for run in runs) for kind in (PRETRAINING, FINETUNING, PROBE)}
+    assert f"# Cost: {counted[PRETRAINING]} pretrainings and {counted[FINETUNING]} finetunings" in header
+    assert not counted[PROBE] or f"finetunings, {counted[PROBE]} probes;" in header
     assert f"scripts/study/study.py configs/studies/{path.name}" in header
     assert len({str(run.folder) for run in runs}) == len(runs)
     for run in runs:

@@ -15,8 +15,9 @@ from scipy import stats
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from scripts.study import summarize
-from scripts.study.arms import read_arms
+from scripts.study.arms import Measure
 from scripts.study.comparisons import confounds
+from scripts.study.read_runs import read_results
 from scripts.study.statistics_of_runs import compare, detectable, holm, levels, power, units_needed
 from tests.support.launch import ROOT
 from utils.config import parse_command_line, to_dict, to_yaml
@@ -219,7 +220,7 @@ def test_a_folder_and_its_csv_give_the_same_table(tmp_path, capsys):
     folder = study(tmp_path / "study", {"scratch": ([], []), "mfm": ([], MFM)})
     summarize.main([str(folder), "--format", "csv"])
     text = capsys.readouterr().out
-    assert list(csv.reader(text.splitlines()))[1] == ["mfm", "0", "0", "235", "73.0"]
+    assert list(csv.reader(text.splitlines()))[1] == ["mfm", "0", "0", "235", "finetuning", "1", "", "73.0"]
     (tmp_path / "again.csv").write_text(text)
     by_folder, by_file = (
         summary_of(capsys, path, "--baseline", "scratch") for path in (folder, tmp_path / "again.csv")
@@ -368,5 +369,5 @@ def test_an_arm_of_before_a_knob_was_made_differs_in_nothing_from_one_of_today(t
         old_lines = [line for line in lines if not line.strip().startswith(lines_left_out)]
         assert len(lines) - len(old_lines) == len(lines_left_out)
         (folder / "config.yaml").write_text("".join(old_lines))
-        arms |= read_arms([folder])
+        arms |= read_results([folder])[Measure()]
     assert confounds(arms["old"], arms["new"], factors=[]).differences == {}

@@ -1,0 +1,128 @@
+"""One run of a study: its command line, and whether it has finished."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.schema import FinetuneConfig, PretrainConfig
+from scripts.study.arms import Measure
+from scripts.study.read_runs import LABELS_FOLDER
+from scripts.study.scores_csv import config_name
+from utils.config import keys_affecting, to_dict, yaml_text
+from utils.errors import UserError
+from utils.run.reading import differing, flat, read_json, resolved_config
+
+# A finished run may differ from its plan in these: where it worked, and what it left behind.
+FREE = keys_affecting(PretrainConfig, "nothing") | keys_affecting(FinetuneConfig, "nothing")
+# These a plan may leave open (null or auto). The run then writes the value that it has chosen.
+CHOSEN_BY_THE_RUN = ("train.images_per_device", "train.precision", "model.channels_last")
+PRETRAINING, FINETUNING, PROBE = "pretraining", "finetuning", "probe"  # kinds of runs
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run of the study.
+
+    Args:
+        kind: PRETRAINING, FINETUNING or PROBE.
+        folder: of the run; for a probe, where its result goes.
+        words: of its command line.
+        needs: the pretraining whose weights it starts from, or probes.
+    """
+
+    kind: str
+    folder: Path
+    words: list[str]
+    config: PretrainConfig | FinetuneConfig
+    needs: "PlannedRun | None"
+
+    @property
+    def entry(self) -> str:
+        return "pretrain.py" if self.kind == PRETRAINING else "finetune.py"
+
+    def config_name(self) -> str:
+        """What the runs of one arm and share of the labels, or of one pretraining, have in common: a file's name."""
+        if self.kind == PRETRAINING:
+            return f"pretrain_{self.folder.parent.name}"
+        if self.kind == PROBE:
+            return f"probe_{self.needs.folder.parent.name}"
+        folder = self.folder.parent
+        if folder.name.startswith(LABELS_FOLDER):
+            return config_name(Measure(labels=self.config.data.label_fraction), folder.parent.name)
+        return config_name(Measure(), folder.name)
+
+    def finished(self) -> bool:
+        """Whether there is a result. Raises: UserError if it is one of another config than the study's."""
+        if self.kind == PROBE:
+            return self.has_probe()
+        if not (self.folder / "result.json").is_file():
+            return False
+        free = FREE
+        if self.needs is None:  # else its weights are those of a run of the study, wherever that lies
+            free = FREE - {"run.weights"}
+        changed = changes(self.folder, self.config, free)
+        if self.needs:
+            pretraining = changes(self.folder / "pretraining.yaml", self.needs.config, FREE)
+            for key, pair in pretraining.items():
+                changed[f"pretraining's {key}"] = pair
+        self.check_nothing_changed(changed)
+        return True
+
+    def check_nothing_changed(self, changed: dict[str, tuple]) -> None:
+        if not changed:
+            return
+        differences = "; ".join(
+            f"{key}: {yaml_text(before)} -> {yaml_text(now)}" for key, (before, now) in changed.items()
+        )
+        raise UserError(
+            f"{self.folder}: finished with another config than the study's ({differences}); "
+            "take the change back, or remove this folder, or give another --output-dir"
+        )
+
+    def probe_result(self) -> dict:
+        """What a probe has written about the last checkpoint of its pretraining; empty if it has not."""
+        steps = read_json(self.needs.folder / "result.json").get("steps")
+        for path in sorted(self.folder.glob("probe_*.json")):
+            content = read_json(path)
+            if content["checkpoint"]["step"] == steps:
+                return content
+        return {}
+
+    def has_probe(self) -> bool:
+        decided_by = self.probe_result().get("decided_by")
+        if decided_by is None:
+            return False
+        planned = flat(to_dict(self.config))
+        changed = {}
+        for key in ("val_resize_size", "val_crop_size", "interpolation"):
+            if decided_by[key] != planned[f"data.{key}"]:
+                changed[f"data.{key}"] = decided_by[key], planned[f"data.{key}"]
+        self.check_nothing_changed(changed)
+        return True
+
+    def seconds(self) -> float | None:
+        """How long the run took. None: it has not finished, or was resumed, so that only its last part was timed."""
+        result = self.probe_result() if self.kind == PROBE else read_json(self.folder / "result.json")
+        if result.get("resumed"):
+            return None
+        return result.get("seconds")
+
+
+def changes(path: Path, config: PretrainConfig | FinetuneConfig, free: frozenset[str]) -> dict[str, tuple]:
+    """The keys in which a finished run differs from its plan, as key -> (before, planned).
+
+    Args:
+        path: the run's folder, or a YAML file with its config.
+        config: as planned.
+        free: keys that may differ.
+    """
+    planned = flat(to_dict(config))
+    changed = differing(resolved_config(str(path)), planned)
+    for key in free & changed.keys():
+        del changed[key]
+    for key in CHOSEN_BY_THE_RUN:
+        if planned[key] in (None, "auto"):
+            changed.pop(key, None)
+    before, most = changed.get("train.images_per_device", (None, None))
+    if before is not None and most is not None and before < most:  # a run takes fewer where the most does not divide
+        del changed["train.images_per_device"]
+    return changed
