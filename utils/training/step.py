@@ -5,18 +5,19 @@ numbers are not finite undoes itself, and is reported later.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
 from utils.seeding import keyed_torch
-from utils.training.average import AverageRule, update_average
+from utils.training.average import AverageRule, WeightAverage
+from utils.training.buffers import KeptBuffers, batches_counted_at_once
 from utils.training.evaluation import in_evaluation
+from utils.training.low_precision import weights_cast_together
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
 MICRO_BATCH_PURPOSE = "mixing"  # named after mixup, its first use; another name would change every finetuning
@@ -82,10 +83,9 @@ class TrainingState:
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
             warm_up_ddp_buckets(self.replica, image_size)
-        self.clip_grad_norm = float("inf") if clip_grad_norm is None else clip_grad_norm
+        self.clip_grad_norm = clip_grad_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.average_rule = average_rule
-        self.average = None if average_rule is None else AveragedModel(model, device=self.device)
+        self.average = None if average_rule is None else WeightAverage(model, average_rule)
         self.bad_steps = BadSteps.none(self.device)
         self.has_updated = False  # the optimizer, in this process
 
@@ -94,7 +94,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.average is None else self.average.state_dict(),
+            "ema": None if self.average is None else self.average.separate_state(),
             "health": torch.stack(self.bad_steps),
         }
 
@@ -158,32 +158,23 @@ def training_step(
     Returns: sums and counts of `loss`, the further metrics and `grad_norm`, still on the device.
     """
     metrics: Metrics = {}
-    buffers_before = [buffer.clone() for buffer in state.model.buffers()]  # to undo a bad step's BatchNorm statistics
+    buffers_before = KeptBuffers(state.model)
     state.optimizer.zero_grad(set_to_none=True)
-    for micro_step, micro_batch in enumerate(micro_batches):
-        number = state.world.rank + micro_step * state.world.size
-        exchange_gradients = micro_step == len(micro_batches) - 1
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
-            if state.replica is not state.model and not exchange_gradients:
-                stack.enter_context(state.replica.no_sync())
-            with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
-                loss, further_metrics = loss_of(state.replica, *micro_batch)
-            backward(state, loss, len(micro_batches))
-        add_metrics(metrics, {"loss": (loss.detach(), torch.ones_like(loss)), **further_metrics})
+    with batches_counted_at_once(state.model, len(micro_batches)):
+        for micro_step in range(len(micro_batches)):
+            loss, further_metrics = forward_and_backward(state, step, micro_step, micro_batches, loss_of)
+            add_metrics(metrics, {"loss": (loss, torch.ones_like(loss)), **further_metrics})
 
     state.scaler.unscale_(state.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad_norm)
+    grad_norm = clipped_grad_norm(state)
     bad = ~grad_norm.isfinite()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     guarded_update(state, bad)
     state.scaler.update()
-    with torch.no_grad():
-        for buffer, old in zip(state.model.buffers(), buffers_before, strict=True):
-            torch.where(bad, old, buffer, out=buffer)
+    buffers_before.put_back(bad)
     if state.average is not None:
-        update_average(state.average, state.average_rule, state.model, step, bad)
+        state.average.update(state.model, step, bad)
     state.bad_steps = state.bad_steps.count(step, bad)
     metrics["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
     if state.scaler.is_enabled():
@@ -191,16 +182,48 @@ def training_step(
     return metrics
 
 
-def backward(state: TrainingState, loss: torch.Tensor, micro_batches: int) -> None:
-    """A loss that is not finite makes its gradient so, and with it every rank's: all ranks undo the step alike."""
-    poison = 1 + 0 * loss.detach()
-    state.scaler.scale(loss * poison / micro_batches).backward()
+def forward_and_backward(
+    state: TrainingState, step: int, micro_step: int, micro_batches: Sequence[Sequence[torch.Tensor]],
+    loss_of: LossFunction,
+) -> tuple[torch.Tensor, Metrics]:  # fmt: skip
+    """Add a micro-batch's share to the gradients; the last one of a step also exchanges them between the ranks."""
+    number = state.world.rank + micro_step * state.world.size
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
+        if state.replica is not state.model and micro_step < len(micro_batches) - 1:
+            stack.enter_context(state.replica.no_sync())
+        with low_precision(state):
+            loss, further_metrics = loss_of(state.replica, *micro_batches[micro_step])
+        # A loss that is not finite makes its gradient so, and with it every rank's: all ranks undo the step alike.
+        gradient_of_loss = (1 + 0 * loss.detach()) / len(micro_batches)
+        state.scaler.scale(loss).backward(gradient_of_loss)
+    return loss.detach(), further_metrics
+
+
+@contextlib.contextmanager
+def low_precision(state: TrainingState) -> Iterator[None]:
+    """Autocast to the state's format; nothing where that is float32."""
+    if state.dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(state.device.type, state.dtype), weights_cast_together(state.model, state.dtype):
+        yield
+
+
+def clipped_grad_norm(state: TrainingState) -> torch.Tensor:
+    """The norm of all gradients together, which are scaled down to state.clip_grad_norm if it is larger."""
+    parameters = list(state.model.parameters())
+    if state.clip_grad_norm is not None:
+        return nn.utils.clip_grad_norm_(parameters, state.clip_grad_norm)
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def add_metrics(totals: Metrics, metrics: Metrics) -> None:
     for name, (total, count) in metrics.items():
-        sum_before, count_before = totals.get(name, (0, 0))
-        totals[name] = (sum_before + total, count_before + count)
+        if name in totals:
+            sum_before, count_before = totals[name]
+            total, count = sum_before + total, count_before + count
+        totals[name] = total, count
 
 
 @torch.no_grad()
