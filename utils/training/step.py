@@ -16,6 +16,7 @@ from utils.distributed import World
 from utils.seeding import keyed_torch
 from utils.training.average import AverageRule, WeightAverage
 from utils.training.buffers import KeptBuffers, batches_counted_at_once
+from utils.training.compiling import compiled
 from utils.training.evaluation import in_evaluation
 from utils.training.low_precision import weights_cast_together
 
@@ -61,17 +62,19 @@ class TrainingState:
     """Everything a step changes: model, optimizer, float16's scaler, and the average of the weights if there is one.
 
     Args:
-        model: on its device. `replica` is the same behind DistributedDataParallel where there are several ranks.
+        model: on its device. `replica` is what a step runs: the same behind DistributedDataParallel where there are
+            several ranks, and compiled if that is asked for. Whatever else needs the model takes it bare.
         seed: of the random numbers that are drawn in a forward pass.
         image_size: side of an image that the model takes, in pixels.
         clip_grad_norm: largest gradient norm of a step.
         average_rule: of the average of the weights; None: there is none.
+        compile_with: backend of torch.compile; None: the replica is not compiled.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, dtype: torch.dtype,
         seed: int = 0, image_size: int = 64, clip_grad_norm: float | None = None,
-        average_rule: AverageRule | None = None,
+        average_rule: AverageRule | None = None, compile_with: str | None = None,
     ):  # fmt: skip
         self.device = next(model.parameters()).device
         self.model = self.replica = model
@@ -83,6 +86,9 @@ class TrainingState:
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
             warm_up_ddp_buckets(self.replica, image_size)
+        self.is_compiled = compile_with is not None
+        if compile_with is not None:
+            self.replica = compiled(self.replica, compile_with)
         self.clip_grad_norm = clip_grad_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.average = None if average_rule is None else WeightAverage(model, average_rule)
@@ -190,7 +196,7 @@ def forward_and_backward(
     number = state.world.rank + micro_step * state.world.size
     with contextlib.ExitStack() as stack:
         stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
-        if state.replica is not state.model and micro_step < len(micro_batches) - 1:
+        if state.world.size > 1 and micro_step < len(micro_batches) - 1:
             stack.enter_context(state.replica.no_sync())
         with low_precision(state):
             loss, further_metrics = loss_of(state.replica, *micro_batches[micro_step])
@@ -203,10 +209,11 @@ def forward_and_backward(
 @contextlib.contextmanager
 def low_precision(state: TrainingState) -> Iterator[None]:
     """Autocast to the state's format; nothing where that is float32."""
-    if state.dtype == torch.float32:
-        yield
-        return
-    with torch.autocast(state.device.type, state.dtype), weights_cast_together(state.model, state.dtype):
+    with contextlib.ExitStack() as stack:
+        if state.dtype != torch.float32:
+            stack.enter_context(torch.autocast(state.device.type, state.dtype))
+            if not state.is_compiled:  # in a graph the casts are part of what uses the weights
+                stack.enter_context(weights_cast_together(state.model, state.dtype))
         yield
 
 
