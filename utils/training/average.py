@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from utils.training.flat import by_type, gathered, joined
+from utils.training.flat import as_line, by_type, gathered
 
 
 @dataclass(frozen=True)
@@ -35,45 +35,28 @@ class AverageRule:
         return step // self.steps_per_epoch < self.restart_epochs
 
 
-class WeightAverage(AveragedModel):
-    """The average of a model's weights, and a model of its own, `module`.
+@torch.no_grad()
+def update_average(average: AveragedModel, rule: AverageRule, model: nn.Module, step: int, bad: torch.Tensor) -> None:
+    """Move the average towards the model if an update is due after this step, unless `bad`, a bool on the device.
 
-    The tensors of `module` of one type are views of one line each, so that an update takes a GPU a few launches.
-
-    Args:
-        model: on its device; the average starts as a copy of it.
+    The first good update starts the average with the model's weights. `n_averaged` counts the updates since a start.
+    Counts of batches, which are integers, are copied always. The tensors of the average become views of one line for
+    each type, so that an update takes a GPU a few launches.
     """
-
-    def __init__(self, model: nn.Module, rule: AverageRule):
-        super().__init__(model, device=next(model.parameters()).device)
-        self.rule = rule
-        self.weight_lines = {dtype: joined(tensors) for dtype, tensors in by_type(self.module.parameters()).items()}
-        self.buffer_lines = {dtype: joined(tensors) for dtype, tensors in by_type(self.module.buffers()).items()}
-
-    def separate_state(self) -> dict[str, torch.Tensor]:
-        """A copy of the state dict in which no tensor shares memory with another one, as a file should have it."""
-        return {name: tensor.clone() for name, tensor in self.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int, bad: torch.Tensor) -> None:
-        """Move towards the model if an update is due after this step, unless `bad`, a bool on the device.
-
-        The first good update starts the average with the model's weights. `n_averaged` counts the updates since a
-        start. Counts of batches, which are integers, are copied always.
-        """
-        if not self.rule.is_due(step):
-            return
-        good = ~bad
-        share = (1 - self.rule.decay * (self.n_averaged > 0).double()) * good
-        if self.rule.restarts(step):
-            self.n_averaged.zero_()
+    if not rule.is_due(step):
+        return
+    good = ~bad
+    share = (1 - rule.decay * (average.n_averaged > 0).double()) * good
+    if rule.restarts(step):
+        average.n_averaged.zero_()
+    else:
+        average.n_averaged += good
+    weights, buffers = by_type(model.parameters()), by_type(model.buffers())
+    for dtype, averaged in by_type(average.module.parameters()).items():
+        as_line(averaged).lerp_(gathered(weights[dtype]), share.to(dtype))
+    for dtype, averaged in by_type(average.module.buffers()).items():
+        line = as_line(averaged)
+        if rule.average_buffers and dtype.is_floating_point:
+            line.lerp_(gathered(buffers[dtype]), share.to(dtype))
         else:
-            self.n_averaged += good
-        for dtype, weights in by_type(model.parameters()).items():
-            self.weight_lines[dtype].lerp_(gathered(weights), share.to(dtype))
-        for dtype, buffers in by_type(model.buffers()).items():
-            averaged = self.buffer_lines[dtype]
-            if self.rule.average_buffers and dtype.is_floating_point:
-                averaged.lerp_(gathered(buffers), share.to(dtype))
-            else:
-                torch.where(bad, averaged, gathered(buffers), out=averaged)
+            torch.where(bad, line, gathered(buffers[dtype]), out=line)

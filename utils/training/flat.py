@@ -33,8 +33,23 @@ def scatter(line: torch.Tensor, tensors: list[torch.Tensor]) -> None:
     torch._foreach_copy_(lines(tensors), list(pieces))
 
 
-def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Move tensors of one type into one line, of which they are views from now on; shapes and layouts stay."""
+def as_line(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The line of which tensors of one type are views, one after the other: to change it is to change them.
+
+    If they are not yet, or no longer, as after a deep copy, they become so; their shapes, layouts and numbers stay.
+    """
+    storage = tensors[0].untyped_storage()
+    address, offset = storage.data_ptr(), 0
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() != address or tensor.storage_offset() != offset:
+            return join(tensors)
+        offset += tensor.numel()
+    if storage.nbytes() != offset * tensors[0].element_size():
+        return join(tensors)
+    return tensors[0].detach().as_strided((offset,), (1,))
+
+
+def join(tensors: list[torch.Tensor]) -> torch.Tensor:
     line = gathered(tensors)
     for tensor, piece in zip(tensors, line.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.data = piece.as_strided(tensor.shape, tensor.stride())

@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed import World
 from utils.seeding import keyed_torch
-from utils.training.average import AverageRule, WeightAverage
+from utils.training.average import AverageRule, update_average
 from utils.training.buffers import KeptBuffers, batches_counted_at_once
 from utils.training.compiling import compiled
 from utils.training.evaluation import in_evaluation
@@ -79,7 +80,8 @@ class TrainingState:
         self.device = next(model.parameters()).device
         self.model = self.replica = model
         self.world, self.optimizer, self.dtype, self.seed = world, optimizer, dtype, seed
-        if world.size > 1:
+        self.exchanges_gradients = world.size > 1
+        if self.exchanges_gradients:
             # Running statistics stay each rank's own: rank 0's are the model's, copied once before an evaluation.
             self.replica = DistributedDataParallel(
                 model, device_ids=[self.device] if self.device.type == "cuda" else None,
@@ -91,16 +93,20 @@ class TrainingState:
             self.replica = compiled(self.replica, compile_with)
         self.clip_grad_norm = clip_grad_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.average = None if average_rule is None else WeightAverage(model, average_rule)
+        self.average_rule = average_rule
+        self.average = None if average_rule is None else AveragedModel(model, device=self.device)
         self.bad_steps = BadSteps.none(self.device)
         self.has_updated = False  # the optimizer, in this process
 
     def state_dict(self) -> dict:
+        average = None
+        if self.average is not None:  # copied, since in a file no tensor should share memory with another one
+            average = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.average is None else self.average.separate_state(),
+            "ema": average,
             "health": torch.stack(self.bad_steps),
         }
 
@@ -180,7 +186,7 @@ def training_step(
     state.scaler.update()
     buffers_before.put_back(bad)
     if state.average is not None:
-        state.average.update(state.model, step, bad)
+        update_average(state.average, state.average_rule, state.model, step, bad)
     state.bad_steps = state.bad_steps.count(step, bad)
     metrics["grad_norm"] = (grad_norm, torch.ones_like(grad_norm))
     if state.scaler.is_enabled():
@@ -196,7 +202,7 @@ def forward_and_backward(
     number = state.world.rank + micro_step * state.world.size
     with contextlib.ExitStack() as stack:
         stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
-        if state.world.size > 1 and micro_step < len(micro_batches) - 1:
+        if state.exchanges_gradients and micro_step < len(micro_batches) - 1:
             stack.enter_context(state.replica.no_sync())
         with low_precision(state):
             loss, further_metrics = loss_of(state.replica, *micro_batches[micro_step])
