@@ -368,6 +368,9 @@ class TrainOptions:
     precision: str = knob("auto", "auto: bfloat16 or float16 where the device is fast in it",
                           choices=("auto", "float32", "float16", "bfloat16"), compared=True)
     tf32: bool | None = knob(None, "TF32 matrix units for float32 convolutions; null: on with bf16 or fp16")
+    compile: str | None = knob(
+        None, "backend of torch.compile: inductor makes faster code, the others find faults; null: not compiled",
+        choices=("inductor", "aot_eager", "eager"))
 
 
 @dataclass(frozen=True)

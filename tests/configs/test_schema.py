@@ -71,7 +71,7 @@ RECIPE = {
     "loss.eps", "loss.label_smoothing", "loss.multi_label", "filter.radius", "filter.order", "data.mixup_alpha",
     "model.name", "model.freeze_trunk", "optimizer.layer_decay",
     "model.channels_last", "optimizer.name", "optimizer.learning_rate", "optimizer.momentum", "schedule.epochs",
-    "train.batch_size", "train.images_per_device", "train.precision", "train.tf32",
+    "train.batch_size", "train.images_per_device", "train.precision", "train.tf32", "train.compile",
 }  # fmt: skip
 
 

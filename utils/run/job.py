@@ -26,6 +26,7 @@ from utils.run.provenance import write_json
 from utils.run.reading import read_json
 from utils.run.resume import find_resume
 from utils.training.average import AverageRule
+from utils.training.compiling import check_compile
 from utils.training.micro_batch import check_micro_batch
 from utils.training.optimizer import make_optimizer
 from utils.training.schedule import in_steps
@@ -245,9 +246,10 @@ def make_state(
 
     Args:
         config: as `with_resolved_choices` has it.
-    Raises: UserError if a micro-batch has too few images for the model or for mixing.
+    Raises: UserError if a micro-batch has too few images for the model or for mixing, or nothing can be compiled here.
     """
     check_micro_batch(config, model, job.world.size)
+    check_compile(config.train.compile, job.world.device)
     if config.model.sync_batch_norm:
         if job.world.device.type == "cpu":
             raise UserError("model.sync_batch_norm = true: torch has it for GPUs only; set it to false")
@@ -258,6 +260,7 @@ def make_state(
         model, make_optimizer(model, config.optimizer), job.world, job.dtype,
         seed=config.run.seed, image_size=config.data.train_crop_size, clip_grad_norm=config.optimizer.clip_grad_norm,
         average_rule=average_rule(config.optimizer, config.schedule, steps_per_epoch),
+        compile_with=config.train.compile,
     )  # fmt: skip
 
 

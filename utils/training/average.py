@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from utils.training.flat import as_line, by_type, gathered
+
 
 @dataclass(frozen=True)
 class AverageRule:
@@ -38,20 +40,23 @@ def update_average(average: AveragedModel, rule: AverageRule, model: nn.Module, 
     """Move the average towards the model if an update is due after this step, unless `bad`, a bool on the device.
 
     The first good update starts the average with the model's weights. `n_averaged` counts the updates since a start.
-    Counts of batches, which are integers, are copied always.
+    Counts of batches, which are integers, are copied always. The tensors of the average become views of one line for
+    each type, so that an update takes a GPU a few launches.
     """
     if not rule.is_due(step):
         return
-    started = (average.n_averaged > 0).double()
-    share = (~bad).double() * (1 - rule.decay * started)
+    good = ~bad
+    share = (1 - rule.decay * (average.n_averaged > 0).double()) * good
     if rule.restarts(step):
         average.n_averaged.zero_()
     else:
-        average.n_averaged += ~bad
-    for averaged, weight in zip(average.module.parameters(), model.parameters(), strict=True):
-        averaged.lerp_(weight, share.to(weight.dtype))
-    for averaged, buffer in zip(average.module.buffers(), model.buffers(), strict=True):
-        if rule.average_buffers and buffer.is_floating_point():
-            averaged.lerp_(buffer, share.to(buffer.dtype))
+        average.n_averaged += good
+    weights, buffers = by_type(model.parameters()), by_type(model.buffers())
+    for dtype, averaged in by_type(average.module.parameters()).items():
+        as_line(averaged).lerp_(gathered(weights[dtype]), share.to(dtype))
+    for dtype, averaged in by_type(average.module.buffers()).items():
+        line = as_line(averaged)
+        if rule.average_buffers and dtype.is_floating_point:
+            line.lerp_(gathered(buffers[dtype]), share.to(dtype))
         else:
-            torch.where(bad, averaged, buffer, out=averaged)
+            torch.where(bad, line, gathered(buffers[dtype]), out=line)

@@ -5,7 +5,7 @@ numbers are not finite undoes itself, and is reported later.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,7 +17,10 @@ from utils.distributed import World
 from utils.precision import without_algorithm_search
 from utils.seeding import keyed_torch
 from utils.training.average import AverageRule, update_average
+from utils.training.buffers import KeptBuffers, batches_counted_at_once
+from utils.training.compiling import compiled
 from utils.training.evaluation import in_evaluation
+from utils.training.low_precision import weights_cast_together
 
 OVERFLOWS_IN_A_ROW = 20  # of float16, whose scaler halves its scale after each: more than from 65536 down to 1
 MICRO_BATCH_PURPOSE = "mixing"  # named after mixup, its first use; another name would change every finetuning
@@ -61,29 +64,35 @@ class TrainingState:
     """Everything a step changes: model, optimizer, float16's scaler, and the average of the weights if there is one.
 
     Args:
-        model: on its device. `replica` is the same behind DistributedDataParallel where there are several ranks.
+        model: on its device. `replica` is what a step runs: the same behind DistributedDataParallel where there are
+            several ranks, and compiled if that is asked for. Whatever else needs the model takes it bare.
         seed: of the random numbers that are drawn in a forward pass.
         image_size: side of an image that the model takes, in pixels.
         clip_grad_norm: largest gradient norm of a step.
         average_rule: of the average of the weights; None: there is none.
+        compile_with: backend of torch.compile; None: the replica is not compiled.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, dtype: torch.dtype,
         seed: int = 0, image_size: int = 64, clip_grad_norm: float | None = None,
-        average_rule: AverageRule | None = None,
+        average_rule: AverageRule | None = None, compile_with: str | None = None,
     ):  # fmt: skip
         self.device = next(model.parameters()).device
         self.model = self.replica = model
         self.world, self.optimizer, self.dtype, self.seed = world, optimizer, dtype, seed
-        if world.size > 1:
+        self.exchanges_gradients = world.size > 1
+        if self.exchanges_gradients:
             # Running statistics stay each rank's own: rank 0's are the model's, copied once before an evaluation.
             self.replica = DistributedDataParallel(
                 model, device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False, gradient_as_bucket_view=True,
             )  # fmt: skip
             warm_up_ddp_buckets(self.replica, image_size)
-        self.clip_grad_norm = float("inf") if clip_grad_norm is None else clip_grad_norm
+        self.is_compiled = compile_with is not None
+        if compile_with is not None:
+            self.replica = compiled(self.replica, compile_with)
+        self.clip_grad_norm = clip_grad_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.average_rule = average_rule
         self.average = None if average_rule is None else AveragedModel(model, device=self.device)
@@ -91,11 +100,14 @@ class TrainingState:
         self.has_updated = False  # the optimizer, in this process
 
     def state_dict(self) -> dict:
+        average = None
+        if self.average is not None:  # copied, since in a file no tensor should share memory with another one
+            average = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.average is None else self.average.state_dict(),
+            "ema": average,
             "health": torch.stack(self.bad_steps),
         }
 
@@ -160,30 +172,21 @@ def training_step(
     Returns: sums and counts of `loss`, the further metrics and `grad_norm`, still on the device.
     """
     metrics: Metrics = {}
-    buffers_before = [buffer.clone() for buffer in state.model.buffers()]  # to undo a bad step's BatchNorm statistics
+    buffers_before = KeptBuffers(state.model)
     state.optimizer.zero_grad(set_to_none=True)
-    for micro_step, micro_batch in enumerate(micro_batches):
-        number = state.world.rank + micro_step * state.world.size
-        exchange_gradients = micro_step == len(micro_batches) - 1
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
-            if state.replica is not state.model and not exchange_gradients:
-                stack.enter_context(state.replica.no_sync())
-            with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
-                loss, further_metrics = loss_of(state.replica, *micro_batch)
-            backward(state, loss, len(micro_batches))
-        add_metrics(metrics, {"loss": (loss.detach(), torch.ones_like(loss)), **further_metrics})
+    with batches_counted_at_once(state.model, len(micro_batches)):
+        for micro_step in range(len(micro_batches)):
+            loss, further_metrics = forward_and_backward(state, step, micro_step, micro_batches, loss_of)
+            add_metrics(metrics, {"loss": (loss, torch.ones_like(loss)), **further_metrics})
 
     state.scaler.unscale_(state.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad_norm)
+    grad_norm = clipped_grad_norm(state)
     bad = ~grad_norm.isfinite()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
     guarded_update(state, bad)
     state.scaler.update()
-    with torch.no_grad():
-        for buffer, old in zip(state.model.buffers(), buffers_before, strict=True):
-            torch.where(bad, old, buffer, out=buffer)
+    buffers_before.put_back(bad)
     if state.average is not None:
         update_average(state.average, state.average_rule, state.model, step, bad)
     state.bad_steps = state.bad_steps.count(step, bad)
@@ -193,16 +196,49 @@ def training_step(
     return metrics
 
 
-def backward(state: TrainingState, loss: torch.Tensor, micro_batches: int) -> None:
-    """A loss that is not finite makes its gradient so, and with it every rank's: all ranks undo the step alike."""
-    poison = 1 + 0 * loss.detach()
-    state.scaler.scale(loss * poison / micro_batches).backward()
+def forward_and_backward(
+    state: TrainingState, step: int, micro_step: int, micro_batches: Sequence[Sequence[torch.Tensor]],
+    loss_of: LossFunction,
+) -> tuple[torch.Tensor, Metrics]:  # fmt: skip
+    """Add a micro-batch's share to the gradients; the last one of a step also exchanges them between the ranks."""
+    number = state.world.rank + micro_step * state.world.size
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(keyed_torch(state.seed, MICRO_BATCH_PURPOSE, step, number, device=state.device))
+        if state.exchanges_gradients and micro_step < len(micro_batches) - 1:
+            stack.enter_context(state.replica.no_sync())
+        with low_precision(state):
+            loss, further_metrics = loss_of(state.replica, *micro_batches[micro_step])
+        # A loss that is not finite makes its gradient so, and with it every rank's: all ranks undo the step alike.
+        gradient_of_loss = (1 + 0 * loss.detach()) / len(micro_batches)
+        state.scaler.scale(loss).backward(gradient_of_loss)
+    return loss.detach(), further_metrics
+
+
+@contextlib.contextmanager
+def low_precision(state: TrainingState) -> Iterator[None]:
+    """Autocast to the state's format; nothing where that is float32."""
+    with contextlib.ExitStack() as stack:
+        if state.dtype != torch.float32:
+            stack.enter_context(torch.autocast(state.device.type, state.dtype))
+            if not state.is_compiled:  # in a graph the casts are part of what uses the weights
+                stack.enter_context(weights_cast_together(state.model, state.dtype))
+        yield
+
+
+def clipped_grad_norm(state: TrainingState) -> torch.Tensor:
+    """The norm of all gradients together, which are scaled down to state.clip_grad_norm if it is larger."""
+    parameters = list(state.model.parameters())
+    if state.clip_grad_norm is not None:
+        return nn.utils.clip_grad_norm_(parameters, state.clip_grad_norm)
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def add_metrics(totals: Metrics, metrics: Metrics) -> None:
     for name, (total, count) in metrics.items():
-        sum_before, count_before = totals.get(name, (0, 0))
-        totals[name] = (sum_before + total, count_before + count)
+        if name in totals:
+            sum_before, count_before = totals[name]
+            total, count = sum_before + total, count_before + count
+        totals[name] = total, count
 
 
 @torch.no_grad()
