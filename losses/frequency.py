@@ -1,5 +1,6 @@
 """The masked frequency loss: distance of two spectra where the network saw nothing (arXiv 2206.07706, section 3)."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,27 @@ class FocalWeight:
         return weight.log1p() if self.log else weight
 
 
+@dataclass(frozen=True)
+class Bins:
+    """The half spectrum's bins as the loss counts them; constants for one size of image, type of number and device."""
+
+    columns: torch.Tensor  # (V,), how many columns of the full spectrum each stands for
+    may_count: torch.Tensor  # (1, U, V) bool, those within the outer radius
+
+    def fits(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> bool:
+        is_size = self.may_count.shape[1:] == (height, width // 2 + 1)
+        return is_size and self.columns.device == device and self.columns.dtype == dtype
+
+
+@functools.lru_cache(maxsize=64)
+def bins_of(height: int, width: int, outer_radius: float | None, device: torch.device, dtype: torch.dtype) -> Bins:
+    squared = squared_distance(height, width, device)
+    may_count = torch.ones_like(squared, dtype=torch.bool)
+    if outer_radius is not None:
+        may_count = squared < outer_radius**2
+    return Bins(column_weight(width, device).to(dtype), may_count[None])
+
+
 class MaskedFrequencyLoss:
     """Mean over removed bins of (|F(predicted) − F(target)|² + eps)^(gamma/2), F the orthonormal 2-D DFT.
 
@@ -54,13 +76,15 @@ class MaskedFrequencyLoss:
         focal: weights for the bins; None: all alike.
         patch_factor: p cuts the images into p × p tiles, each with a spectrum of its own (scope "all" alone).
         average_spectrum: compare the spectra's averages over the batch (scope "all" alone).
+        size, device: of the images of training: their constants are made here. Those of others are made when such
+            images come.
     Raises: ValueError naming an argument out of its range.
     """
 
     def __init__(
         self, gamma: float = 1.0, eps: float = 1e-7, reduction: str = "image", scope: str = "removed",
         outer_radius: float | None = None, focal: FocalWeight | None = None, patch_factor: int = 1,
-        average_spectrum: bool = False,
+        average_spectrum: bool = False, size: int | None = None, device: torch.device | None = None,
     ):  # fmt: skip
         if reduction not in ("image", "batch") or scope not in ("removed", "all"):
             given = f"reduction = {reduction!r}, scope = {scope!r}"
@@ -73,6 +97,10 @@ class MaskedFrequencyLoss:
         self.gamma, self.eps = gamma, eps
         self.reduction, self.scope, self.outer_radius = reduction, scope, outer_radius
         self.focal, self.patch_factor, self.average_spectrum = focal, patch_factor, average_spectrum
+        self.prepared = None
+        if size is not None:
+            side = size // patch_factor
+            self.prepared = bins_of(side, side, outer_radius, device or torch.device("cpu"), torch.float32)
 
     def __call__(self, predicted: torch.Tensor, target: torch.Tensor, removed: torch.Tensor | None) -> torch.Tensor:
         """The loss of a batch.
@@ -105,25 +133,31 @@ class MaskedFrequencyLoss:
         tiles = self.patch_factor**2
         if tiles > 1:
             predicted, target = cut_into_tiles(predicted, self.patch_factor), cut_into_tiles(target, self.patch_factor)
-        counted = self.counted_bins(predicted, removed)
-        columns = column_weight(predicted.shape[-1], predicted.device)
-        count = (counted.sum(-2) * columns).sum(-1).to(full_precision(predicted).dtype)  # (1,) or (B,)
+        bins = self.bins(predicted)
+        counted = self.counted_bins(bins, removed)
+        count = (counted.sum(-2) * bins.columns).sum(-1)  # (1,) or (B,)
         with torch.autocast(predicted.device.type, enabled=False):
-            total = SpectralDistance.apply(predicted, target, counted, self.gamma, self.eps, self.focal)  # (B,)
+            total = SpectralDistance.apply(
+                predicted, target, counted, bins.columns, self.gamma, self.eps, self.focal
+            )  # (B,)
         if tiles > 1:
             total, count = total.unflatten(0, (-1, tiles)).sum(1), count * tiles
         return (total / (count.clamp(min=1) * channels)).expand(images), count.expand(images)
 
-    def counted_bins(self, predicted: torch.Tensor, removed: torch.Tensor | None) -> torch.Tensor:
-        """(1, U, V) or (B, U, V) bool."""
+    def bins(self, predicted: torch.Tensor) -> Bins:
         height, width = predicted.shape[-2:]
-        squared = squared_distance(height, width, predicted.device)  # (U, V)
-        counted = removed
+        dtype = torch.float64 if predicted.dtype == torch.float64 else torch.float32
+        if self.prepared is not None and self.prepared.fits(height, width, predicted.device, dtype):
+            return self.prepared
+        return bins_of(height, width, self.outer_radius, predicted.device, dtype)
+
+    def counted_bins(self, bins: Bins, removed: torch.Tensor | None) -> torch.Tensor:
+        """(1, U, V) or (B, U, V) bool."""
         if self.scope == "all":
-            counted = torch.ones_like(squared, dtype=torch.bool)[None]
+            return bins.may_count
         if self.outer_radius is not None:
-            counted = counted & (squared < self.outer_radius**2)
-        return counted
+            return removed & bins.may_count
+        return removed
 
     def reduce(self, errors: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """The batch's loss, a scalar, from what `per_image` gave."""
@@ -168,13 +202,12 @@ class SpectralDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, predicted: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, gamma: float, eps: float,
-        focal: FocalWeight | None,
+        ctx, predicted: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, columns: torch.Tensor, gamma: float,
+        eps: float, focal: FocalWeight | None,
     ) -> torch.Tensor:  # fmt: skip
-        """predicted, target (B, C, H, W), counted (B, U, V) or (1, U, V) bool -> (B,)."""
+        """predicted, target (B, C, H, W), counted (B, U, V) or (1, U, V) bool, columns (V,) -> (B,)."""
         height, width = predicted.shape[-2:]
-        dtype = full_precision(predicted).dtype
-        columns = column_weight(width, predicted.device).to(dtype)
+        dtype = columns.dtype
         counted = counted.expand(len(predicted), -1, -1)
         gradient = None
         if ctx.needs_input_grad[0]:
@@ -216,7 +249,7 @@ class SpectralDistance(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total[:, None, None, None], None, None, None, None, None
+        return gradient * grad_total[:, None, None, None], None, None, None, None, None, None
 
 
 def divide(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:

@@ -42,8 +42,8 @@ class Corruption(Protocol):
         """Whether the result has lost the image's mean."""
 
 
-def make_corruption(config: PretrainConfig) -> Corruption:
-    """The corruption that a pretraining learns to undo."""
+def make_corruption(config: PretrainConfig, device: torch.device) -> Corruption:
+    """The corruption that a pretraining learns to undo; its constants lie on the device."""
     options = config.corruption
     if options.name == "super_resolution":
         return SuperResolution(options.downscale)
@@ -52,10 +52,10 @@ def make_corruption(config: PretrainConfig) -> Corruption:
         return Blur(smallest, largest, options.blur_sigma)
     if options.name == "noise":
         return Noise(options.noise_std / 255)
-    return make_filter(config.filter)
+    return make_filter(config.filter, config.data.train_crop_size, device)
 
 
-def make_filter(options: FilterOptions) -> Corruption:
+def make_filter(options: FilterOptions, size: int, device: torch.device) -> Corruption:
     """The frequency filter, whose mask is a disk or ring, one of a drawn radius, or each image's own."""
     finish = {"output": options.output, "clamp": options.clamp}
     keep_probability = options.low_pass_probability
@@ -63,4 +63,6 @@ def make_filter(options: FilterOptions) -> Corruption:
         return MagnitudeFilter(options.share, keep_probability, **finish)
     if isinstance(options.radius, tuple):
         return RandomRadiusFilter(options.radius, options.outer_radius, keep_probability, **finish)
-    return FrequencyFilter(options.radius, options.outer_radius, **finish, low_pass_probability=keep_probability)
+    return FrequencyFilter(
+        options.radius, options.outer_radius, **finish, low_pass_probability=keep_probability, size=size, device=device
+    )

@@ -5,6 +5,9 @@ and sines, which is the same projection as a transform, a mask and a transform b
 needs no memory beside its result. High-pass is the image minus low-pass.
 """
 
+import functools
+from dataclasses import dataclass
+
 import torch
 
 from utils.precision import full_precision
@@ -62,23 +65,65 @@ class TwoSided:
         return filtered
 
 
+@dataclass(frozen=True)
+class Projection:
+    """What a filter multiplies images with; constants for one size of image, type of number and device."""
+
+    rows: torch.Tensor  # (K, H)
+    columns: torch.Tensor  # (L, W)
+    in_span: torch.Tensor  # (K, L) bool, the products that count: those of the disk, or of the ring if there is one
+    kept_when_low: torch.Tensor  # (U, V) bool, the bins that a low-pass image keeps
+
+    def fits(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> bool:
+        size = self.rows.shape[1], self.columns.shape[1]
+        return size == (height, width) and self.rows.device == device and self.rows.dtype == dtype
+
+
+@functools.lru_cache(maxsize=64)
+def projection(
+    height: int, width: int, radius: float, outer_radius: float | None, device: torch.device, dtype: torch.dtype
+) -> Projection:
+    """Raises: ValueError if either side of the spectrum is empty."""
+    low = kept_when_low(height, width, radius, outer_radius, device)
+    outermost = radius if outer_radius is None else outer_radius
+    rows, u = real_basis(height, outermost, device, dtype)
+    columns, v = real_basis(width, outermost, device, dtype)
+    squared = u[:, None] ** 2 + v**2
+    in_span = squared < outermost**2
+    if outer_radius is not None:
+        in_span &= squared >= radius**2
+    return Projection(rows, columns, in_span, low)
+
+
 class FrequencyFilter(TwoSided):
     """Keeps one side of the spectrum of each image. It is a corruption: see models.corruption.Corruption.
 
     Args:
         radius: bins with u² + v² < radius² are low; in integer bins of the image at hand, never rescaled.
         outer_radius: with it, only the ring radius ≤ d < outer_radius is high.
+        size, device: of the images of training, float32: their constants are made here. Those of others are made when
+            such images come.
     """
 
     def __init__(
         self, radius: float, outer_radius: float | None = None, output: str = "real",
         clamp: tuple[float, float] | None = None, low_pass_probability: float = 0.5,
+        size: int | None = None, device: torch.device | None = None,
     ):  # fmt: skip
         super().__init__(low_pass_probability, output, clamp)
         if not radius > 0 or (outer_radius is not None and not outer_radius > radius):
             raise ValueError(f"radius = {radius}, outer_radius = {outer_radius}: must be 0 < radius < outer_radius")
         self.radius, self.outer_radius = radius, outer_radius
         self.radii = (radius,)
+        self.prepared = None
+        if size is not None:
+            self.prepared = projection(size, size, radius, outer_radius, device or torch.device("cpu"), torch.float32)
+
+    def projection(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Projection:
+        """Raises: ValueError if a side of the spectrum is empty at this height and width."""
+        if self.prepared is not None and self.prepared.fits(height, width, device, dtype):
+            return self.prepared
+        return projection(height, width, self.radius, self.outer_radius, device, dtype)
 
     def corrupt(self, images: torch.Tensor, keep_low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The filtered images, and the bins that were removed (B, U, V) bool."""
@@ -86,7 +131,7 @@ class FrequencyFilter(TwoSided):
 
     def removed(self, keep_low: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """keep_low (B,) -> (B, U, V) bool."""
-        low = kept_when_low(height, width, self.radius, self.outer_radius, keep_low.device)
+        low = self.projection(height, width, keep_low.device, torch.float32).kept_when_low
         return low != keep_low[:, None, None]
 
     @torch.no_grad()
@@ -102,29 +147,15 @@ class FrequencyFilter(TwoSided):
         if images.dim() != 4 or keep_low.shape != images.shape[:1]:
             shapes = f"{tuple(images.shape)} and {tuple(keep_low.shape)}"
             raise ValueError(f"images and keep_low have shapes {shapes}: must be (B, C, H, W) and (B,)")
+        images = full_precision(images)
         height, width = images.shape[-2:]
-        kept_when_low(height, width, self.radius, self.outer_radius, images.device)  # refuses an empty side
+        basis = self.projection(height, width, images.device, images.dtype)
         # The basis spans the low disk, or the ring of the high side if there is one. An image that keeps this span is
         # its projection; any other image is what the projection leaves of it.
         keeps_span = keep_low if self.outer_radius is None else ~keep_low
         sign = torch.where(keeps_span, 1, -1)[:, None, None, None]
         with torch.autocast(images.device.type, enabled=False):
-            images = full_precision(images)
-            rows, columns, in_span = self.basis(height, width, images.device, images.dtype)
-            components = (rows @ images @ columns.T) * in_span * sign  # (B, C, K, L)
-            filtered = rows.T @ components @ columns
+            components = (basis.rows @ images @ basis.columns.T) * basis.in_span * sign  # (B, C, K, L)
+            filtered = basis.rows.T @ components @ basis.columns
             filtered.addcmul_(images, (sign < 0).to(images.dtype))
             return self.finish(filtered)
-
-    def basis(
-        self, height: int, width: int, device: torch.device, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the disk, or of the ring if there is one: rows (K, H), columns (L, W), and which products count (K, L)."""
-        outermost = self.radius if self.outer_radius is None else self.outer_radius
-        rows, u = real_basis(height, outermost, device, dtype)
-        columns, v = real_basis(width, outermost, device, dtype)
-        squared = u[:, None] ** 2 + v**2
-        in_span = squared < outermost**2
-        if self.outer_radius is not None:
-            in_span &= squared >= self.radius**2
-        return rows, columns, in_span

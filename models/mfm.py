@@ -74,8 +74,8 @@ class MaskedFrequencyModelling:
     def from_config(cls, config: PretrainConfig, device: torch.device) -> "MaskedFrequencyModelling":
         return cls(
             normalize=Normalizer(config.data.mean, config.data.std, device),
-            corruption=make_corruption(config),
-            frequency_loss=make_loss(config.loss),
+            corruption=make_corruption(config, device),
+            frequency_loss=make_loss(config.loss, config.data.train_crop_size, device),
             seed=config.run.seed,
             filter_first=config.filter.order == "filter_first",
             gray_target=config.loss.target == "gray",
@@ -149,8 +149,8 @@ class MaskedFrequencyModelling:
         return Reconstruction(pictures, radial_error(predicted, target), removed)
 
 
-def make_loss(options: FrequencyLossOptions) -> MaskedFrequencyLoss:
-    """The loss that a config asks for."""
+def make_loss(options: FrequencyLossOptions, size: int, device: torch.device) -> MaskedFrequencyLoss:
+    """The loss that a config asks for, of images of `size` pixels a side."""
     focal = None
     if options.focal_alpha is not None:
         focal = FocalWeight(options.focal_alpha, options.focal_log, options.focal_maximum)
@@ -163,4 +163,6 @@ def make_loss(options: FrequencyLossOptions) -> MaskedFrequencyLoss:
         focal=focal,
         patch_factor=options.patch_factor,
         average_spectrum=options.average_spectrum,
+        size=size,
+        device=device,
     )

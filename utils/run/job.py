@@ -120,25 +120,31 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     workers = config.data.workers
     if workers is None:
         workers = max(1, available_cores() // world.local_size)
-    check_loader_limits(workers, world.local_size, batch_bytes(config, world.size) + evaluation_batch_bytes(config))
+    check_loader_limits(workers, world.local_size, largest_batch_bytes(config, world.size))
     return Job(
         world=world, dtype=dtype, output=output, checkpoints=checkpoints, resume=world.gather(resume)[0],
         workers=workers, lock=lock,
     )  # fmt: skip
 
 
-def batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
-    """Of the images of a training batch, which a loader worker hands over at once."""
+def largest_batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
+    """Of the images of a batch that a loader worker hands over at once, in training or in an evaluation."""
+    if isinstance(config, FinetuneConfig):
+        if config.run.eval_only:
+            return evaluation_batch_bytes(config)
+        return max(training_batch_bytes(config, ranks), evaluation_batch_bytes(config))
+    return training_batch_bytes(config, ranks)
+
+
+def training_batch_bytes(config: PretrainConfig | FinetuneConfig, ranks: int) -> int:
     images = max(1, config.train.batch_size // ranks)
     if config.train.images_per_device is not None:
         images = min(images, config.train.images_per_device)
     return 3 * images * config.data.train_crop_size**2
 
 
-def evaluation_batch_bytes(config: PretrainConfig | FinetuneConfig) -> int:
-    """Of the crops of an evaluation's batch, one for each resize size; its workers run beside those of training."""
-    if isinstance(config, PretrainConfig):
-        return 0
+def evaluation_batch_bytes(config: FinetuneConfig) -> int:
+    """There is a crop of each image for each resize size."""
     options = config.data
     return 3 * options.val_batch_size * len(options.val_resize_size) * options.val_crop_size**2
 

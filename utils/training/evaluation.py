@@ -59,8 +59,9 @@ def in_evaluation_layout(model: nn.Module, channels_last: bool | None) -> nn.Mod
     Args:
         channels_last: the knob model.channels_last.
     """
-    device = next(model.parameters()).device
-    if uses_channels_last(channels_last, torch.float32, device):
+    parameters = list(model.parameters())
+    is_contiguous = all(parameter.is_contiguous() for parameter in parameters)
+    if is_contiguous or uses_channels_last(channels_last, torch.float32, parameters[0].device):
         return model
     # Converting the model to and fro could leave weights in another layout than the optimizer's moments of them.
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)

@@ -16,9 +16,8 @@ from tests.support.launch import in_one_line
 from utils.config import parse_command_line
 from utils.errors import UserError
 from utils.run.job import (
-    batch_bytes,
     check_output_folder,
-    evaluation_batch_bytes,
+    largest_batch_bytes,
     lock_folder,
     lowered_line,
     steps_of_result,
@@ -123,13 +122,22 @@ def test_the_waits_of_sync_batch_norm_are_told():
     assert "waits for the GPU 159 times a forward pass" in sync_batch_norm_line(model)
 
 
-def test_the_batches_of_an_evaluation_have_a_crop_for_each_size():
-    words = ["data.val_batch_size=10", "data.val_crop_size=20", "--val-resize-size", "20", "22", "24"]
-    assert evaluation_batch_bytes(parse_command_line(FinetuneConfig, words, "")) == 10 * 3 * (3 * 20**2)
-    assert evaluation_batch_bytes(PretrainConfig()) == 0
+def finetuning(*words: str) -> FinetuneConfig:
+    sizes = ["--val-resize-size", "20", "22", "24", "data.val_crop_size=20", "--weights", "some.pt"]
+    return parse_command_line(FinetuneConfig, [*sizes, *words], "")
+
+
+def test_the_largest_batch_is_one_of_training_or_of_an_evaluation():
+    """An evaluation has a crop for each size."""
+    words = ["data.train_crop_size=32", "--batch-size", "8"]
+    training, evaluation = 8 * 3 * 32**2, 10 * 3 * (3 * 20**2)
+    assert largest_batch_bytes(finetuning(*words, "data.val_batch_size=1"), 1) == training
+    assert largest_batch_bytes(finetuning(*words, "data.val_batch_size=10"), 1) == evaluation
+    large = ["--batch-size", "4096", "data.val_batch_size=10", "--eval-only"]
+    assert largest_batch_bytes(finetuning(*large), 1) == evaluation
 
 
 @pytest.mark.parametrize(("most", "ranks", "images"), [(None, 4, 16), (8, 4, 8), (256, 4, 16), (1, 1, 1)])
-def test_the_batches_of_training_are_a_ranks_share_at_most(most, ranks, images):
+def test_a_batch_of_training_is_a_ranks_share_at_most(most, ranks, images):
     train = TrainOptions(batch_size=64, images_per_device=most)
-    assert batch_bytes(PretrainConfig(train=train), ranks) == images * 3 * 224**2
+    assert largest_batch_bytes(PretrainConfig(train=train), ranks) == images * 3 * 224**2

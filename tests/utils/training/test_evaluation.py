@@ -243,6 +243,7 @@ def test_an_evaluation_sees_the_layout_that_is_asked_for():
     assert copied[0].weight.is_contiguous() and not model[0].weight.is_contiguous()
     for name, tensor in model.state_dict().items():
         assert torch.equal(copied.state_dict()[name], tensor)
+    assert in_evaluation_layout(copied, False) is copied  # nothing to convert
 
 
 class NotFinite(nn.Module):
