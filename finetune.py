@@ -21,7 +21,7 @@ from data.sampling import BatchPlan
 from models.classifier import Classification
 from models.trunk import make_trunk
 from models.weights import LoadedWeights, load_from_file, normalisation_warning
-from utils.config import parse_entry, to_dict, to_yaml
+from utils.config import keys_given, parse_entry, to_dict, to_yaml
 from utils.console import fitted
 from utils.distributed import run_entry
 from utils.process import StopRequest
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     description = "Finetuning of a ResNet, and its evaluation."
     config = parse_entry(FinetuneConfig, argv, description, other_entry=("pretrain.py", PretrainConfig))
     if config.run.eval_only:
-        return evaluate_checkpoint(config)
+        return evaluate_checkpoint(config, keys_given(FinetuneConfig, argv))
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes

@@ -18,7 +18,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig, PretrainConfig
 from models.mfm import masked_frequency_network
-from models.trunk import Trunk, make_trunk
+from models.trunk import make_trunk
 from models.weights import Weights, weights_of
 from utils.console import say
 from utils.distributed import run_entry
@@ -93,7 +93,7 @@ class Part:
     def of(cls, weights: Weights, what: str, model_name: str, checkpoint: str) -> "Part":
         """Raises: UserError if the part's head is not among the weights of the checkpoint."""
         with torch.device("meta"):  # takes no memory
-            classifier_head = head_of(make_trunk(model_name))
+            classifier_head = make_trunk(model_name).head
         own_head = {"trunk": None, "classifier": classifier_head, "pretraining": DECODER}[what]
         children = {name.split(".")[0] for name in weights}
         if own_head and own_head not in children:
@@ -137,12 +137,6 @@ class Part:
         if self.what == "trunk":
             setattr(network, self.classifier_head, nn.Identity())
         return network
-
-
-def head_of(trunk: Trunk) -> str:
-    """The child of the trunk's classifier that has tensors and is not of the trunk."""
-    children = [name.split(".")[0] for name in trunk.classifier.state_dict()]
-    return next(child for child in children if child not in trunk.children)
 
 
 def refuse_misfit(part: Part, layout: str) -> None:
