@@ -53,7 +53,9 @@ class Classifier:
         return (self.file.config or {}).get("loss", {}).get("name")
 
 
-def read_classifier(config: FinetuneConfig, given: frozenset[str], world: World) -> Classifier:
+def read_classifier(
+    config: FinetuneConfig, given: frozenset[str], world: World, unnamed: str = "folders in sorted order"
+) -> Classifier:
     """The classifier in `run.weights`.
 
     Model, normalisation and classes are the file's, where it tells them. A JSON that export_weights.py wrote beside the
@@ -61,6 +63,7 @@ def read_classifier(config: FinetuneConfig, given: frozenset[str], world: World)
 
     Args:
         given: the keys that the command line itself sets.
+        unnamed: what the classes are if nothing names them, for the log.
     Raises: UserError if there is no classifier in it, or the settings do not go together.
     """
     path = config.run.weights
@@ -72,6 +75,8 @@ def read_classifier(config: FinetuneConfig, given: frozenset[str], world: World)
     model_name = printable(file.model_name or config.model.name)
     outputs = outputs_of(file, model_name)
     classes, classes_source = settle_classes(config, file, outputs)
+    if classes is None:
+        classes_source = f"the {outputs} {unnamed} (the file names none)"
     config, sizes_line = settle_sizes(config, file, given)
     normalisation_source = "this command line's (the file tells none)"
     if file.mean is not None:
@@ -110,7 +115,7 @@ def settle_classes(config: FinetuneConfig, file: WeightsFile, outputs: int) -> t
     if place is not None:
         classes, source = names_in(place), f"data.class_names {place}"
     if classes is None:
-        return None, f"the {outputs} folders in sorted order (the file names none)"
+        return None, ""
     if len(classes) != outputs:
         raise UserError(
             f"{file.path}: has {outputs} outputs, but {len(classes)} classes are named ({source}); "
