@@ -27,7 +27,7 @@ class PresentClasses:
 
 
 def present_classes(root: str, path: str, classes: list[str] | None, outputs: int) -> PresentClasses:
-    """Find the output of every class folder in root.
+    """Find the output of every class folder in root: by name, or by number where all folders are numbers.
 
     Args:
         path: of the weights, for messages.
@@ -44,6 +44,8 @@ def present_classes(root: str, path: str, classes: list[str] | None, outputs: in
     if all(is_number_below(folder, outputs) for folder in folders):
         folders.sort(key=int)
         return PresentClasses(folders, [int(folder) for folder in folders], numbered=True)
+    if classes is None and len(folders) == outputs:
+        return PresentClasses(folders, list(range(outputs)), numbered=False)  # all of them, in sorted order
     if classes is None:
         raise UserError(
             f"{path}: names no classes, so nothing says which outputs the folders of {root} stand for.\n"
