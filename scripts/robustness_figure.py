@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.figures import COLOURS, legend_below, new_figure
+from utils.figures import COLOURS, new_figure
 from utils.pictures import shorten
 from utils.scoring.corruptions import SEVERITIES
 
@@ -28,7 +28,7 @@ def robustness_figure(results: dict) -> Figure:
     for axis, kind in zip(axes, panels, strict=True):
         if kind == "corruptions":
             corruption_points(axis, results)
-            legend_below(figure, axis)
+            figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(SEVERITIES))
         else:
             top1_bars(axis, results[kind])
     return figure

@@ -147,7 +147,7 @@ def test_the_result_lies_beside_the_checkpoint_and_replaces_no_other(trained, tm
     checkpoint.parent.mkdir(parents=True)
     shutil.copy(trained.checkpoint, checkpoint)
     words = ["--eval-only", "--weights", str(checkpoint), "--data-path", str(trained.images), "data.workers=0"]
-    for more in ([], ["--val-resize-size", "40"], ["data.workers=1"]):
+    for more in ([], ["--val-resize-size", "40"], ["run.timeout_minutes=9"]):
         assert finetune([*words, *more]) == 0
     last_line = in_one_line(capsys.readouterr().out).split("wrote ")[-1]
     folder = tmp_path / "run/evaluations"
