@@ -63,7 +63,7 @@ def logits_by_hand(network: nn.Module, paths: Sequence[str], resize_size: int = 
 
 
 def untrained(root: Path, loss: str = "bce") -> Untrained:
-    """A ResNet-18 of CLASSES for crops of 32 pixels. Its head is centred on the images, so that no class wins always."""
+    """A ResNet-18 of CLASSES for crops of 32 pixels, whose head is centred on the images: no class wins always."""
     torch.manual_seed(0)
     coloured_images(root / "images/val")
     network = lively(classifier("resnet18", len(CLASSES)))

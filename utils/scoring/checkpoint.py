@@ -10,7 +10,7 @@ from data.folder import ImageFolder, open_root
 from models.classifier import ChosenOutputs
 from utils.errors import UserError
 from utils.run.job import Job, open_job
-from utils.scoring.classes import present_classes
+from utils.scoring.classes import present_classes, sorted_as_text
 from utils.scoring.classifier import Classifier, read_classifier
 from utils.scoring.evaluation import EvaluationData, evaluate_models
 from utils.scoring.results import Evaluated, settings_of, write_evaluation
@@ -101,9 +101,15 @@ def scored_classes(classifier: Classifier, root: str, only_present: bool) -> Sco
     Raises: UserError if only some have one, and only_present is false.
     """
     if not only_present:
+        line = ""
         if classifier.classes is not None:
             refuse_part(root, classifier.classes)
-        return ScoredClasses(classifier.classes, None, classifier.network, line="")
+        elif sorted_as_text(root, classifier.outputs):
+            line = (
+                f"warning: the folders of {root} are numbers, and are taken in the order of text (0, 1, 10, …); with "
+                "data.classes=present each is taken for the output of its number, as in ImageNet-V2"
+            )
+        return ScoredClasses(classifier.classes, None, classifier.network, line)
     present = present_classes(root, classifier.file.path, classifier.classes, classifier.outputs)
     network = ChosenOutputs(classifier.network, present.outputs)
     return ScoredClasses(present.folders, present.outputs, network, present.line(root, classifier.outputs))

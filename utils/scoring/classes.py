@@ -59,3 +59,9 @@ def present_classes(root: str, path: str, classes: list[str] | None, outputs: in
 
 def is_number_below(name: str, limit: int) -> bool:
     return name.isdecimal() and name.isascii() and str(int(name)) == name and int(name) < limit
+
+
+def sorted_as_text(root: str, outputs: int) -> bool:
+    """Whether the class folders are numbers of outputs, and their sorted order is another one than that of numbers."""
+    folders, _ = open_root(root)
+    return all(is_number_below(folder, outputs) for folder in folders) and folders != sorted(folders, key=int)

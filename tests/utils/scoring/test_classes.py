@@ -9,7 +9,7 @@ from torch import nn
 from models.classifier import ChosenOutputs
 from tests.support.helpers import image_folder
 from utils.errors import UserError
-from utils.scoring.classes import present_classes
+from utils.scoring.classes import present_classes, sorted_as_text
 
 NAMES = ["zebra", "ant", "bee", "cat"]  # of the outputs, not sorted
 
@@ -60,3 +60,17 @@ def test_the_best_of_the_present_outputs_is_that_of_masked_logits():
     assert torch.equal(torch.tensor(outputs)[chosen.argmax(1)], masked.argmax(1))
     torch.testing.assert_close(chosen.log_softmax(1), masked.log_softmax(1)[:, outputs])
     assert not torch.equal(masked.argmax(1), network(images).argmax(1))  # else the test could not fail
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("0", "1", "10", "2"), True),
+        (("0", "1", "2"), False),
+        (("0", "10", "2", "a"), False),
+        (("0", "10", "2", "99"), False),
+    ],
+)
+def test_numbers_whose_text_sorts_otherwise_are_seen(folders, expected, tmp_path):
+    image_folder(tmp_path, folders, per_class=1)
+    assert sorted_as_text(str(tmp_path), outputs=12) == expected
