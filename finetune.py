@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     description = "Finetuning of a ResNet, and its evaluation."
     config = parse_entry(FinetuneConfig, argv, description, other_entry=("pretrain.py", PretrainConfig))
     if config.run.eval_only:
-        return evaluate_checkpoint(config)
+        return evaluate_checkpoint(config, keys_given(FinetuneConfig, argv))
     if config.run.probe:
         return probe_checkpoint(config, "run.output_dir" in keys_given(FinetuneConfig, argv))
     job = open_job(config)

@@ -149,11 +149,14 @@ class FinetuneDataOptions(DataOptions):
         low=8, flag="--val-resize-size", affects="score")
     val_crop_size: int = knob(224, "side of the centre crop in evaluation", "pixels", low=8, affects="score")
     val_batch_size: int = knob(128, "images a rank evaluates at once", "images", low=1, affects="nothing")
+    classes: str = knob("all", "with eval_only: val has all classes of the model, or is scored over those present",
+                        choices=("all", "present"), affects="score")
+    class_names: str | None = knob(
+        None, "with eval_only: the outputs' names in their order, a file with one a line or a folder of class folders; "
+        "null: the checkpoint's", affects="score")
 
     def problems(self) -> Problems:
         problems = super().problems()
-        if min(self.val_resize_size) < self.val_crop_size:
-            problems.append(("val_resize_size", f"must be at least data.val_crop_size = {self.val_crop_size} pixels"))
         if len(set(self.val_resize_size)) < len(self.val_resize_size):
             problems.append(("val_resize_size", "must not name a size twice"))
         if self.label_fraction < 1 < self.label_fraction + self.holdout_fraction:
@@ -479,12 +482,28 @@ class FinetuneConfig:
             problems.append(("run.probe", "takes one data.val_resize_size, and no run.eval_only"))
         if self.run.select_val_resize_size and not (self.data.holdout_fraction or self.run.eval_only):
             problems.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
-        if self.run.frequency_sweep and not (self.run.eval_only and len(self.data.val_resize_size) == 1):
-            problems.append(("run.frequency_sweep", "needs run.eval_only (--eval-only) and one data.val_resize_size"))
-        if self.run.frequency_sweep and min(self.run.sweep_radii) ** 2 > 2 * (self.data.val_crop_size // 2) ** 2:
-            problems.append(("run.sweep_radii", f"all lie beyond the last bin of {self.data.val_crop_size} pixels"))
+        if self.run.frequency_sweep and not self.run.eval_only:
+            problems.append(("run.frequency_sweep", "needs run.eval_only (--eval-only)"))
         if self.run.frequency_sweep and self.run.select_val_resize_size:
             problems.append(("run.select_val_resize_size", "run.frequency_sweep takes one size; choose one of the two"))
+        if self.data.classes == "present" and (self.run.select_val_resize_size or not self.run.eval_only):
+            problems.append(("data.classes", "needs run.eval_only, without run.select_val_resize_size"))
+        if self.data.class_names is not None and not self.run.eval_only:
+            problems.append(("data.class_names", "needs run.eval_only; a training takes the folders' names"))
+        if not self.run.eval_only:  # there the checkpoint has a say in the sizes first
+            problems += self.size_problems()
+        return problems
+
+    def size_problems(self) -> Problems:
+        """What is wrong with the sizes of an evaluation."""
+        problems = []
+        crop_size = self.data.val_crop_size
+        if min(self.data.val_resize_size) < crop_size:
+            problems.append(("data.val_resize_size", f"must be at least data.val_crop_size = {crop_size} pixels"))
+        if self.run.frequency_sweep and len(self.data.val_resize_size) > 1:
+            problems.append(("data.val_resize_size", "run.frequency_sweep takes one size; give one --val-resize-size"))
+        if self.run.frequency_sweep and min(self.run.sweep_radii) ** 2 > 2 * (crop_size // 2) ** 2:
+            problems.append(("run.sweep_radii", f"all lie beyond the last bin of {crop_size} pixels"))
         return problems
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import center_crop
 
 from data.augment import evaluation_crops
 from data.decode import decode_image
@@ -86,6 +87,47 @@ class EvaluationSamples(Dataset):
         image = decode_image(self.folder.path(index))
         crops = evaluation_crops(image, self.resize_sizes, self.crop_size, self.interpolation)
         return crops, int(self.folder.labels[index])
+
+
+class CentreSamples(EvaluationSamples):
+    """Evaluation samples whose images are cropped as they are, without a resize, as ImageNet-C asks for.
+
+    Raises: UserError if an image is smaller than the crop.
+    """
+
+    def __init__(self, folder: ImageFolder, crop_size: int):
+        super().__init__(folder, (), crop_size, "bicubic")
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path = self.folder.path(index)
+        image = decode_image(path)
+        height, width = image.shape[1:]
+        if min(height, width) < self.crop_size:
+            raise UserError(
+                f"{path}: {width}×{height} pixels, smaller than data.val_crop_size = {self.crop_size}; "
+                "these images are cropped as they are, so give a smaller crop, or the larger images"
+            )
+        return center_crop(image, [self.crop_size])[None], int(self.folder.labels[index])
+
+
+class ListedSamples(Dataset):
+    """Images by path for a prediction: `samples[index]` is (crops (1, 3, S, S) uint8, note).
+
+    An image that cannot be read is black, and `note` says why; else that is "".
+    """
+
+    def __init__(self, paths: list[str], resize_size: int, crop_size: int, interpolation: str):
+        self.paths = paths
+        self.resize_size = resize_size
+        self.crop_size = crop_size
+        self.interpolation = interpolation
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        try:
+            image = decode_image(self.paths[index])
+        except UserError as error:
+            return torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8), str(error)
+        return evaluation_crops(image, (self.resize_size,), self.crop_size, self.interpolation), ""
 
 
 def fixed_images(folder: ImageFolder, count: int, size: int, interpolation: str) -> torch.Tensor:

@@ -58,6 +58,19 @@ class Classification:
         return self.classification_loss(network(mixed), targets), {}
 
 
+class ChosenOutputs(nn.Module):
+    """A classifier that answers with some of its logits, in the order of `outputs`: the other classes are ruled out."""
+
+    def __init__(self, network: nn.Module, outputs: list[int]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("outputs", torch.tensor(outputs, device=next(network.parameters()).device))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> (B, len(outputs))."""
+        return self.network(images)[:, self.outputs]
+
+
 @dataclass(frozen=True)
 class ResizedViews:
     """Evaluation at several resize sizes: one view of the images for each."""

@@ -36,6 +36,12 @@ class Trunk:
         """The first parts of its tensors' names."""
         return frozenset(name for name, _ in self.module.named_children())
 
+    @property
+    def head(self) -> str:
+        """The child of the classifier that has tensors and is not of the trunk; `fc` of a ResNet."""
+        children = [name.split(".")[0] for name in self.classifier.state_dict()]
+        return next(child for child in children if child not in self.children)
+
 
 class DropPathBlock(nn.Module):
     """A block of torchvision's ResNet whose residual branch is dropped at random, image by image (stochastic depth).

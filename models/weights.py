@@ -51,16 +51,6 @@ class WeightsFile:
         """The share of train that was not trained on, as far as is known."""
         return (self.config or {}).get("data", {}).get("holdout_fraction", 0.0)
 
-    def evaluated_with(self, classes: list[str], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-        """A line for the log: which classes and which normalisation an evaluation takes, and where they are from."""
-        order = "the file's"
-        if self.classes is None:
-            order = f"the {len(classes)} folders in sorted order (the file names none)"
-        source = "the file's"
-        if self.mean is None:
-            source = "this command line's (the file tells none)"
-        return f"classes: {order}; normalisation: data.mean {list(mean)}, data.std {list(std)}, {source}"
-
 
 @dataclass(frozen=True)
 class LoadedWeights:
@@ -241,7 +231,7 @@ def load_weights(
         name = missing[0]
         raise UserError(
             f"{path}: {name} has shape {file_shapes.get(name, 'none')} in the file, {model_shapes[name]} here.\n"
-            "An evaluation needs a finetuned classifier, and as many class folders as it has classes."
+            "An evaluation needs a finetuned classifier."
         )
     expected = network.state_dict()
     for name in matched:

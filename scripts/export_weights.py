@@ -3,6 +3,10 @@
 python scripts/export_weights.py runs/finetune_resnet50_bce/checkpoints/last.pt resnet50.pth
 python scripts/export_weights.py runs/pretrain_resnet50/checkpoints/last.pt trunk.pth --layout timm
 python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout code-b
+python scripts/export_weights.py CHECKPOINT resnet50.onnx --layout onnx
+
+Beside OUT lies OUT.json: model, classes in the order of the outputs, normalisation, sizes, interpolation. predict.py
+and finetune.py --eval-only read it.
 """
 
 import argparse
@@ -17,9 +21,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig, PretrainConfig
+from models.description import write_description
 from models.mfm import masked_frequency_network
-from models.trunk import Trunk, make_trunk
-from models.weights import Weights, weights_of
+from models.trunk import make_trunk
+from models.weights import Weights, class_names, weights_of
+from scripts.export_files import class_order_note, description_of, write_onnx
 from utils.console import say
 from utils.distributed import run_entry
 from utils.errors import UserError
@@ -28,7 +34,7 @@ from utils.run.checkpoint import read_checkpoint
 from utils.run.reading import checkpoint_config
 
 PARTS = ("trunk", "classifier", "pretraining")
-LAYOUTS = ("torchvision", "timm", "code-a", "code-b")
+LAYOUTS = ("torchvision", "timm", "code-a", "code-b", "onnx")
 DECODER_CHANNELS = {"code-a": 1, "code-b": 3}  # CoinCheung/MFM predicts grey, the authors' code colours
 DECODER = "decoder"  # the head of pretraining: the child of its network that is not of the trunk
 
@@ -44,6 +50,7 @@ def export_weights(
         layout: one of LAYOUTS. "torchvision" and "timm", whose names are the same: a bare state dict. "code-a"
             (CoinCheung/MFM): under `model`, for a classifier with the `epoch` and `scaler` that its test reads.
             "code-b" (the authors' code, Jiahao000/MFM): under `model`, the trunk's names after `encoder.`.
+            "onnx": a graph with its weights, for images of the size of evaluations, of a pretraining's crops.
         use_ema: take the averaged weights.
     Raises: UserError if the checkpoint is none of ours, lacks that part, does not fit the other code, or if the file
         written does not give its outputs.
@@ -60,17 +67,34 @@ def export_weights(
     _, weights = weights_of(content, checkpoint, use_ema)
     part = Part.of(weights, what, model_name, checkpoint)
     refuse_misfit(part, layout)
-    exported = in_layout(part.weights, layout)
-    if layout == "code-a" and what == "classifier":
-        exported |= resume_state(content, config)
+    classes = None
+    if what == "classifier":
+        classes = class_names(content, checkpoint)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda file: torch.save(exported, file))
-    library = library_of(layout, what)
-    check(output, part, library)
-    return (
-        f"wrote {output}: {what} of {model_name}, {len(part.weights)} tensors, layout {layout}; "
-        f"loads back strictly into {library.__name__}'s {model_name}, with equal outputs"
-    )
+    if layout == "onnx":
+        checked = write_onnx(output, part.filled_network(), size_of_images(config, what))
+    else:
+        exported = in_layout(part.weights, layout)
+        if layout == "code-a" and what == "classifier":
+            exported |= resume_state(content, config)
+        write_atomically(output, lambda file: torch.save(exported, file))
+        library = library_of(layout, what)
+        check(output, part, library)
+        checked = f"loads back strictly into {library.__name__}'s {model_name}, with equal outputs"
+    source = {"exported_from": checkpoint, "part": what, "weights": "ema" if use_ema else "model", "layout": layout}
+    described = write_description(output, description_of(config, classes, source))
+    message = f"wrote {output}: {what} of {model_name}, {len(part.weights)} tensors, layout {layout}; {checked}"
+    if classes is None:
+        return f"{message}\nwrote {described}: normalisation"
+    order = class_order_note(classes)
+    return f"{message}\nwrote {described}: classes, normalisation and sizes\nclass order: {order}"
+
+
+def size_of_images(config: PretrainConfig | FinetuneConfig, what: str) -> int:
+    """The side in pixels of the images that a part is meant for."""
+    if what == "classifier":
+        return config.data.val_crop_size
+    return config.data.train_crop_size
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,7 @@ class Part:
     def of(cls, weights: Weights, what: str, model_name: str, checkpoint: str) -> "Part":
         """Raises: UserError if the part's head is not among the weights of the checkpoint."""
         with torch.device("meta"):  # takes no memory
-            classifier_head = head_of(make_trunk(model_name))
+            classifier_head = make_trunk(model_name).head
         own_head = {"trunk": None, "classifier": classifier_head, "pretraining": DECODER}[what]
         children = {name.split(".")[0] for name in weights}
         if own_head and own_head not in children:
@@ -123,6 +147,13 @@ class Part:
             return masked_frequency_network(trunk, self.decoder_channels)
         return self.without_unused_head(trunk.classifier)
 
+    def filled_network(self) -> nn.Module:
+        """This project's, with its weights, for evaluation."""
+        with torch.device("meta"):  # without initial weights
+            network = self.own_network()
+        network.load_state_dict(self.weights, assign=True)
+        return network.eval()
+
     def library_network(self, library: ModuleType) -> nn.Module:
         """timm's or torchvision's; this project's for pretraining, which they do not have."""
         if self.what == "pretraining":
@@ -137,12 +168,6 @@ class Part:
         if self.what == "trunk":
             setattr(network, self.classifier_head, nn.Identity())
         return network
-
-
-def head_of(trunk: Trunk) -> str:
-    """The child of the trunk's classifier that has tensors and is not of the trunk."""
-    children = [name.split(".")[0] for name in trunk.classifier.state_dict()]
-    return next(child for child in children if child not in trunk.children)
 
 
 def refuse_misfit(part: Part, layout: str) -> None:
@@ -202,13 +227,12 @@ def check(output: Path, part: Part, library: ModuleType) -> None:
     content = torch.load(output, weights_only=True)
     written = {name.removeprefix("encoder."): tensor for name, tensor in content.get("model", content).items()}
     with torch.device("meta"):  # without initial weights: every tensor is to come from the file
-        expected, reader = part.own_network(), part.library_network(library)
+        reader = part.library_network(library)
         stride = make_trunk(part.model_name).stride
-    expected.load_state_dict(part.weights, assign=True)
     images = torch.randn(2, 3, 2 * stride, 2 * stride)
     try:
         reader.load_state_dict(written, strict=True, assign=True)
-        torch.testing.assert_close(reader.eval()(images), expected.eval()(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reader.eval()(images), part.filled_network()(images), atol=1e-5, rtol=1e-5)
     except (RuntimeError, AssertionError) as error:
         output.unlink()
         raise UserError(f"{output}: removed, since what was written is not what was to be: {error}") from error

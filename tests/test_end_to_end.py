@@ -18,7 +18,17 @@ from losses.classification import ClassificationLoss
 from losses.frequency import MaskedFrequencyLoss
 from tests.support.comparing import assert_same_state, log_lines, mathematics
 from tests.support.helpers import data_set
-from tests.support.launch import FINETUNE, PRETRAIN, endings, finetune, overriding, pretrain, start, torchrun
+from tests.support.launch import (
+    FINETUNE,
+    PRETRAIN,
+    endings,
+    finetune,
+    newest_result,
+    overriding,
+    pretrain,
+    start,
+    torchrun,
+)
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
@@ -63,7 +73,7 @@ def test_pretrain_finetune_and_evaluate_on_two_ranks(images, tmp_path):
         "40",
     ]
     trained = json.loads((tmp_path / "bce/result.json").read_text())["results"]
-    evaluated = json.loads((tmp_path / "bce/evaluation.json").read_text())["results"]
+    evaluated = newest_result(tmp_path / "bce")["results"]
     assert [row["images"] for row in evaluated] == [9, 9, 9]
     assert evaluated[0] == trained[0]
 

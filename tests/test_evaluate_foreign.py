@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.helpers import image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run
+from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, in_one_line, newest_result, pretrain, small_run
 from tests.support.weights import as_timm, as_torchvision
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -47,7 +48,7 @@ def trained(tmp_path_factory) -> Trained:
 def evaluated(trained: Trained, path: Path, output: Path, *more: str) -> list[dict]:
     words = ["--eval-only", "--weights", str(path), "--val-resize-size", "36", *more]
     assert finetune(small_run(FINETUNE, trained.images, output, *words)) == 0
-    return json.loads((output / "evaluation.json").read_text())["results"]
+    return newest_result(output)["results"]
 
 
 def write_coincheung(trained: Trained, folder: Path) -> Path:
@@ -74,7 +75,7 @@ def test_files_of_others_give_the_scores_of_the_same_weights_of_ours(write, use_
     assert "normalisation: data.mean [0.4, 0.4, 0.4], data.std [0.2, 0.2, 0.2], the file's" in capsys.readouterr().out
     known = write is write_coincheung
     rows = evaluated(trained, path, tmp_path / "theirs", ema, *(OTHER if known else COINCHEUNGS))
-    printed = capsys.readouterr().out
+    printed = in_one_line(capsys.readouterr().out)
     assert rows == expected and rows[0]["weights"] == ("ema" if use_ema else "model")
     assert "classes: the 3 folders in sorted order (the file names none)" in printed
     source = "the file's" if known else "this command line's (the file tells none)"
@@ -94,9 +95,10 @@ def test_model_and_average_and_normalisation_make_a_difference(trained, tmp_path
 def test_a_file_whose_head_does_not_fit_is_refused_and_not_evaluated_with_a_random_one(head, trained, tmp_path):
     state = {name: tensor for name, tensor in trained.model.items() if not name.startswith("fc.")}
     torch.save(state | head, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth: fc\.weight has shape .* in the file, \(3, 512\) here"):
+    problem = r"w\.pth: has 7 outputs, but .*val has 3 class folders" if head else r"w\.pth: holds no classifier \(fc\."
+    with pytest.raises(UserError, match=problem):
         evaluated(trained, tmp_path / "w.pth", tmp_path / "out")
-    assert not (tmp_path / "out/evaluation.json").exists()
+    assert not list((tmp_path / "out").glob("evaluation*"))
 
 
 def test_what_cannot_be_evaluated_is_refused_with_the_reason(trained, tmp_path):
@@ -119,3 +121,40 @@ def test_pretraining_warns_of_another_normalisation_as_finetuning_does(trained, 
         assert pretrain(words) == 0
         warned = "warning: " in capsys.readouterr().out
         assert warned == (normalisation is OTHER)
+
+
+def test_our_checkpoint_brings_its_sizes_and_the_command_line_wins(trained, tmp_path, capsys):
+    """Without sizes the score is that of training's end; it once was that of 235 and 224 pixels, without a word."""
+    words = ["--eval-only", "--weights", str(trained.checkpoint), "--data-path", str(trained.images), "data.workers=0"]
+    assert finetune([*words, "--output-dir", str(tmp_path)]) == 0
+    printed = in_one_line(capsys.readouterr().out)
+    assert "sizes: data.val_resize_size [36], the file's; data.val_crop_size 32, the file's" in printed
+    result = json.loads((trained.checkpoint.parents[1] / "result.json").read_text())
+    [row], trained_row = newest_result(tmp_path)["results"], result["results"][0]
+    assert row.pop("loss") == pytest.approx(trained_row.pop("loss"), rel=1e-6)  # batches of another size
+    assert row == trained_row
+    recipe = ["--config", str(ROOT / "configs/finetune_resnet50_bce.yaml")]  # 235 and 224: the file's go before it
+    assert finetune([*words, *recipe, "data.interpolation=bilinear", "--val-resize-size", "40"]) == 0
+    printed = in_one_line(capsys.readouterr().out)
+    assert "data.val_resize_size [40], the command line's; data.val_crop_size 32, the file's" in printed
+    assert "data.interpolation bilinear, the command line's" in printed
+    with pytest.raises(UserError, match=r"val_resize_size = \[31\] \(the command line's\): must be at least .* = 32"):
+        finetune([*words, "--val-resize-size", "31"])
+
+
+def test_the_result_lies_beside_the_checkpoint_and_replaces_no_other(trained, tmp_path, capsys):
+    checkpoint = tmp_path / "run/checkpoints/step_00000003.pt"
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy(trained.checkpoint, checkpoint)
+    words = ["--eval-only", "--weights", str(checkpoint), "--data-path", str(trained.images), "data.workers=0"]
+    for more in ([], ["--val-resize-size", "40"], ["run.timeout_minutes=9"]):
+        assert finetune([*words, *more]) == 0
+    last_line = in_one_line(capsys.readouterr().out).split("wrote ")[-1]
+    folder = tmp_path / "run/evaluations"
+    assert last_line == str(folder / "evaluation_step_00000003.json")  # the first settings again
+    first, other = sorted(folder.iterdir(), key=lambda path: len(path.name))
+    assert other.name == "evaluation_step_00000003-2.json"
+    decided = [json.loads(path.read_text())["decided_by"] for path in (first, other)]
+    assert [one["val_resize_size"] for one in decided] == [[36], [40]]
+    assert decided[0]["val_crop_size"] == 32 and decided[0]["data"]["val"]["images"] == 24
+    assert decided[0]["mean"] == [0.4, 0.4, 0.4] and decided[0]["interpolation"] == "bicubic"

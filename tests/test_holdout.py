@@ -16,7 +16,7 @@ from configs.schema import FinetuneConfig
 from data import samples
 from data.folder import ImageFolder, is_held_out
 from tests.support.helpers import data_set, image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, overriding, pretrain
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, newest_result, overriding, pretrain
 from utils.config import keys_affecting
 from utils.errors import UserError
 
@@ -102,7 +102,9 @@ def run(main, words: list[str], images: Path, output: Path, *more: str) -> dict:
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
-    return json.loads((output / ("evaluation.json" if "--eval-only" in more else "result.json")).read_text())
+    if "--eval-only" in more:
+        return newest_result(output)
+    return json.loads((output / "result.json").read_text())
 
 
 @pytest.mark.process

@@ -13,7 +13,7 @@ from scripts.export_weights import export_weights
 from scripts.make_sample_data import BUNDLE, read_bundle, write_folders
 from tests.support.comparing import assert_same_state, log_lines, mathematics
 from tests.support.helpers import data_set
-from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, overriding, pretrain, torchrun
+from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, newest_result, overriding, pretrain, torchrun
 from utils.run.checkpoint import read_checkpoint
 from utils.run.log_file import is_training_line
 
@@ -87,9 +87,9 @@ def test_a_recipe_learns_and_leaves_weights_to_evaluate_and_export(recipe, sampl
 
     weights = ["--weights", str(tmp_path / "checkpoints/last.pt")]
     assert finetune([*words, *weights, "--eval-only"]) == 0
-    assert json.loads((tmp_path / "evaluation.json").read_text())["results"] == [row]
+    assert newest_result(tmp_path)["results"] == [row]
     assert finetune([*words, *weights, "--eval-only", "--frequency-sweep", "run.sweep_radii=[4]"]) == 0
-    whole = json.loads((tmp_path / "frequency_sweep.json").read_text())["results"][0]
+    whole = newest_result(tmp_path, "frequency_sweep")["results"][0]
     assert whole["top1_count"] == row["top1_count"]
     message = export_weights(weights[1], tmp_path / "resnet18.pth", layout="timm")  # compares outputs with timm's
     assert "loads back strictly into timm's resnet18" in message

@@ -20,7 +20,7 @@ from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.normalize import Normalizer, unit_float
 from models.trunk import make_trunk
 from tests.support.helpers import data_set, image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, newest_result, overriding, pretrain
 from utils.config import parse_command_line
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
@@ -145,7 +145,7 @@ def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images)
     words = overriding(FINETUNE, "data.val_resize_size=[40]", "run.sweep_radii=[3,5.5,40]")
     words += ["--eval-only", "--frequency-sweep", "--weights", str(finetuned / "checkpoints/last.pt")]
     assert finetune([*words, "--data-path", str(images), "--output-dir", str(finetuned)]) == 0
-    rows = json.loads((finetuned / "frequency_sweep.json").read_text())["results"]
+    rows = newest_result(finetuned, "frequency_sweep")["results"]
     assert [(row["kind"], row["radius"]) for row in rows] == [
         ("all", None), ("low_pass", 3), ("low_pass", 5.5), ("high_pass", 3), ("high_pass", 5.5),
     ]  # fmt: skip
@@ -171,7 +171,10 @@ def test_frequency_sweep_is_the_evaluation_of_filtered_pixels(finetuned, images)
         assert row["loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_sweep_needs_one_size_and_a_checkpoint():
-    for words in (["--eval-only", "--weights", "x", "--val-resize-size", "224", "256"], []):
-        with pytest.raises(UserError, match="frequency_sweep = true: needs run.eval_only .--eval-only. and one"):
-            parse_command_line(FinetuneConfig, ["--frequency-sweep", *words], "")
+@pytest.mark.process
+def test_a_sweep_needs_one_size_and_a_checkpoint(finetuned, images):
+    with pytest.raises(UserError, match="frequency_sweep = true: needs run.eval_only .--eval-only."):
+        parse_command_line(FinetuneConfig, ["--frequency-sweep"], "")
+    words = ["--eval-only", "--frequency-sweep", "--val-resize-size", "40", "44", "--data-path", str(images)]
+    with pytest.raises(UserError, match=r"val_resize_size = \[40, 44\] \(the command line's\): .* takes one size"):
+        finetune([*FINETUNE, *words, "--weights", str(finetuned / "checkpoints/last.pt")])

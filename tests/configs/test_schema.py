@@ -65,7 +65,9 @@ EVALUATION = {
     "data.val_batch_size",
 }  # fmt: skip
 BOTH_SCORES = {"run.use_ema", "run.probe_storage"}
-SCORES = {"run.select_val_resize_size", "data.val_resize_size", "data.val_crop_size"}
+SCORES = {
+    "run.select_val_resize_size", "data.val_resize_size", "data.val_crop_size", "data.classes", "data.class_names",
+}  # fmt: skip
 RECIPE = {
     "run.seed", "run.deterministic", "data.train_crop_size", "data.crop_ratio", "data.mean", "data.holdout_fraction",
     "loss.eps", "loss.label_smoothing", "loss.multi_label", "filter.radius", "filter.order", "data.mixup_alpha",
@@ -143,10 +145,11 @@ def test_every_limit_of_every_knob_is_enforced_and_named(config_class):
 
 
 # What a choice asks for beside itself: the paper's rivals work on pixels, and leave something of every frequency; an
-# automatic augmentation takes the place of RandAugment.
+# automatic augmentation takes the place of RandAugment; a part of the classes can be scored, but not trained on.
 COMPANIONS = {
     "corruption.name": ["filter.order=filter_first", "loss.scope=all"],
     "data.auto_augment": ["data.rand_augment_ops=0"],
+    "data.classes": ["run.eval_only=true", "run.weights=x.pt"],
 }
 
 
@@ -249,6 +252,8 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             ["--probe", "--weights", "x.pt", "data.val_resize_size=[235, 256]"],
             "run.probe = true: takes one data.val_resize_size",
         ),
+        (FinetuneConfig, ["data.classes=present"], "data.classes = present: needs run.eval_only"),
+        (FinetuneConfig, ["data.class_names=x.txt"], "data.class_names = x.txt: needs run.eval_only"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.21"], "loss.multi_label .* at most 0.2"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from configs.schema import FinetuneConfig, PretrainConfig
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
 from scripts import export_weights as script
+from scripts.export_files import class_order_note, natural_key
 from scripts.export_weights import LAYOUTS, PARTS, export_weights
 from tests.support.weights import classifier, counts, lively, load
 from utils.config import parse_command_line, to_dict
@@ -148,7 +150,7 @@ def test_files_of_the_public_codes_are_as_these_write_them(ours, tmp_path):
         torch.testing.assert_close(features, ours.pretraining[:-1](ours.images), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "onnx"])
 @pytest.mark.parametrize("what", PARTS)
 def test_every_export_comes_back_through_weights(what, layout, ours, tmp_path):
     path = ours.path(what)
@@ -260,3 +262,83 @@ def test_the_command_line(ours, tmp_path, capsys):
     words = [ours.pretrained, str(tmp_path / "w.pth"), "--what", "pretraining", "--layout", "code-b"]
     script.main(words)
     assert "pretraining of resnet18, 122 tensors, layout code-b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_a_classifier_gives_the_same_outputs_in_onnxruntime(use_ema, ours, tmp_path):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    message = export_weights(ours.finetuned, tmp_path / "w.onnx", layout="onnx", use_ema=use_ema)
+    assert "layout onnx; gives equal outputs in onnxruntime, for normalised images (B, 3, 224, 224)" in message
+    session = onnxruntime.InferenceSession(str(tmp_path / "w.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 224, 224)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.inference_mode():
+        expected = (ours.averaged if use_ema else ours.classifier)(images)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads((tmp_path / "w.onnx.json").read_text())["classes"] == list("abcdefg")
+
+
+@pytest.mark.parametrize("what", ["trunk", "pretraining"])
+def test_the_other_parts_go_to_onnx_too(what, ours, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    message = export_weights(ours.pretrained, tmp_path / "w.onnx", what, "onnx")
+    assert f"{what} of resnet18" in message and "equal outputs in onnxruntime" in message
+
+
+def test_without_onnx_or_onnxruntime_it_is_told(ours, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match="--layout onnx: needs a library; pip install onnx onnxruntime"):
+        export_weights(ours.finetuned, tmp_path / "w.onnx", layout="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_that_gives_other_outputs_is_removed(ours, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda self, *words: [output + 1 for output in run(self, *words)]
+    )
+    with pytest.raises(UserError, match=r"w\.onnx: removed, since onnxruntime's outputs are others"):
+        export_weights(ours.finetuned, tmp_path / "w.onnx", layout="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_json_beside_the_file_says_what_its_reader_needs(ours, tmp_path):
+    message = export_weights(ours.finetuned, tmp_path / "w.pth", use_ema=True)
+    assert f"wrote {tmp_path / 'w.pth.json'}: classes, normalisation and sizes" in message
+    described = json.loads((tmp_path / "w.pth.json").read_text())
+    data = config(FinetuneConfig)["data"]
+    for key in ("mean", "std", "val_resize_size", "val_crop_size", "interpolation"):
+        assert described[key] == data[key]
+    assert described["classes"] == list("abcdefg") and described["weights"] == "ema"
+    export_weights(ours.pretrained, tmp_path / "trunk.pth")
+    described = json.loads((tmp_path / "trunk.pth.json").read_text())
+    assert described["train_crop_size"] == 224 and described["mean"] == data["mean"] and "classes" not in described
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["b10", "B2", "a", "b", "1", "01", "", "10", "b10c2", "b10c", "b2c"],
+        ["n02", "n1", "n01440764", "N3", "é9", "e10"],
+    ],
+)
+def test_timms_order_of_folders_is_timms(names):
+    """timm's ReaderImageFolder sorts class names by its natural_key; torchvision's ImageFolder by the name itself."""
+    theirs = sorted(names, key=timm.utils.misc.natural_key)
+    assert sorted(names, key=natural_key) == theirs != sorted(names)
+    assert "timm (numbers by value, without case) sorts them otherwise: give it --class-map" in class_order_note(
+        sorted(names)
+    )
+    assert "timm (numbers by value, without case) sorts these folders as the outputs" in class_order_note(theirs)
+
+
+def test_torchvision_sorts_folders_as_ours_do(tmp_path):
+    names = ["b10", "B2", "a", "1", "01", "10", "é", "Z"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert torchvision.datasets.folder.find_classes(str(tmp_path))[0] == sorted(names)
+    assert "torchvision's ImageFolder (by name) sorts these folders as the outputs" in class_order_note(sorted(names))

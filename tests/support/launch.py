@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import socket
@@ -43,6 +44,12 @@ def pretrain(words: list[str]) -> int:
 def finetune(words: list[str]) -> int:
     """finetune.py in this process; its exit code, or its UserError."""
     return runpy.run_path(str(ROOT / "finetune.py"))["main"](words)
+
+
+def newest_result(folder: Path, kind: str = "evaluation") -> dict:
+    """What the latest --eval-only of this kind has left in a folder."""
+    newest = max(folder.glob(f"{kind}_*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text())
 
 
 def torchrun_command(ranks: int, entry: str, *words: str, launch: tuple[str, ...] = ()) -> list[str]:

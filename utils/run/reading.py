@@ -24,7 +24,7 @@ class RunFolder:
     log: list[dict]  # the lines of log.jsonl about training steps
     evaluations: list[dict]  # those about evaluations during training: one for each weights and resize size
     result: dict  # of result.json; empty if the run has not finished
-    sweep: dict  # of frequency_sweep.json; empty if there is none
+    sweep: dict  # of the newest frequency sweep; empty if there is none
 
     @property
     def kind(self) -> str:
@@ -47,8 +47,16 @@ def read_run(folder: Path) -> RunFolder:
         log=[line for line in lines if is_training_line(line)],
         evaluations=[line for line in lines if is_evaluation_line(line)],
         result=read_json(folder / "result.json"),
-        sweep=read_json(folder / "frequency_sweep.json"),
+        sweep=newest_sweep(folder),
     )
+
+
+def newest_sweep(folder: Path) -> dict:
+    """The newest frequency sweep of a run; empty if there is none."""
+    files = [*folder.glob("evaluations/frequency_sweep*.json"), *folder.glob("frequency_sweep*.json")]
+    if not files:
+        return {}
+    return read_json(max(files, key=lambda path: path.stat().st_mtime_ns))
 
 
 def is_pretraining(config: dict) -> bool:

@@ -13,7 +13,7 @@ from data.samples import EvaluationSamples
 from models.classifier import FilteredViews, ResizedViews
 from models.normalize import Normalizer
 from utils.run.job import Job, evaluation_batch_bytes
-from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, share_of_rank
+from utils.training.evaluation import Mistakes, Views, evaluate, in_evaluation_layout, share_of_rank
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,19 @@ def evaluate_model(
         views = FilteredViews(normalize, radii)
     else:
         views = ResizedViews(normalize, options.val_resize_size)
+    samples = EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation)
+    return evaluate_views(config, job, model, samples, views, weights, mistakes)
+
+
+def evaluate_views(
+    config: FinetuneConfig, job: Job, model: nn.Module, samples: EvaluationSamples, views: Views, weights: str,
+    mistakes: Mistakes | None = None,
+) -> list[dict]:  # fmt: skip
+    """A row for each view of the samples; `weights` names what was evaluated."""
+    folder = samples.folder
     batches = batch_loader(
-        EvaluationSamples(folder, options.val_resize_size, options.val_crop_size, options.interpolation),
-        share_of_rank(len(folder), job.world, options.val_batch_size),
+        samples,
+        share_of_rank(len(folder), job.world, config.data.val_batch_size),
         workers=job.workers, device=job.world.device, timeout_minutes=config.run.timeout_minutes,
         ranks=job.world.local_size, batch_bytes=evaluation_batch_bytes(config),
     )  # fmt: skip

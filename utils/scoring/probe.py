@@ -42,7 +42,10 @@ class ProbeImages:
     @classmethod
     def open(cls, config: FinetuneConfig, job: Job) -> "ProbeImages":
         root = os.path.join(config.data.data_path, "train")
-        train = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+        train = job.open_folder(lambda: ImageFolder(
+            root, holdout_fraction=config.data.holdout_fraction, label_fraction=config.data.label_fraction,
+            train_list=config.data.train_list,
+        ))  # fmt: skip
         check_labels(train)
         val = os.path.join(config.data.data_path, "val")
         return cls(
@@ -108,7 +111,7 @@ def probe_checkpoint(config: FinetuneConfig, asked_for_output_dir: bool) -> int:
     account = load_weights(trunk.classifier, file.weights, path, trunk_children(name), new_head=True)
     job.say(f"{path}: layout: {file.layout}; {account}")
     images.check_memory(job, trunk.width, config.run.probe_storage)
-    network = to_device(trunk.module, job.world.device, config.model)
+    network = to_device(trunk.module, job.world.device, config.model, torch.float32)
     pooled = PooledTrunk(network, Normalizer(config.data.mean, config.data.std, job.world.device))
     views = {TRUNK: pooled, PIXELS: AveragedPixels()}
     train, val = images.features(views, network, job, config.run.probe_storage, config.run.timeout_minutes)

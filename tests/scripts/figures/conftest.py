@@ -12,7 +12,7 @@ from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretr
 
 CLASSES = ("<script>alert(1)<script>", "qu\"o'te&amp;", "雪 Ёлка مرحبا $x_1^{2}$", "n" * 251 + ".bin")
 RUNS = ("<img src=x onerror=alert(2)>", "_$\\frac{1}$ \"'`|", "r" * 255)
-FILES_OF_RUN = ("config.yaml", "log.jsonl", "result.json", "frequency_sweep.json")
+FILES_OF_RUN = ("config.yaml", "log.jsonl", "result.json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> HostileRuns:
     words += ["--weights", str(second / "checkpoints/last.pt")]
     assert finetune([*words, "--eval-only", "--frequency-sweep"]) == 0
     third.mkdir()
-    for name in FILES_OF_RUN:
+    (sweep,) = second.glob("frequency_sweep_*.json")
+    for name in (*FILES_OF_RUN, sweep.name):
         (third / name).write_text((second / name).read_text().replace("seed: 0", "seed: 1"))
     return HostileRuns(root / "images", first, second, third)

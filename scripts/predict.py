@@ -1,0 +1,216 @@
+"""Names and probabilities for images, by a finetuned checkpoint or by anyone's classifier.
+
+python scripts/predict.py runs/finetune_resnet50_bce/checkpoints/last.pt photo.jpg holiday/ --top 3
+python scripts/predict.py runs/finetune_resnet50_bce/checkpoints/last.pt list.txt --csv predictions.csv
+python scripts/predict.py torchvision:IMAGENET1K_V2 photo.jpg data.class_names=names.txt data.val_resize_size=232
+
+Model, classes, normalisation and sizes are the checkpoint's, as in finetune.py --eval-only, and section.key=value goes
+before them. The logits are those of --eval-only. Exit code 0: all were predicted; 1: some images cannot be read; 2: it
+could not begin.
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from configs.schema import FinetuneConfig
+from data.listing import EXTENSIONS
+from data.loader import batch_loader
+from data.samples import ListedSamples
+from models.normalize import Normalizer, unit_float
+from utils.config import OVERRIDE, keys_given, parse_command_line
+from utils.console import progress_bar, say
+from utils.distributed import World, join, run_entry
+from utils.errors import UserError, printable
+from utils.files import write_atomically
+from utils.limits import available_cores
+from utils.precision import exact_float32
+from utils.scoring.classifier import Classifier, read_classifier
+from utils.training.evaluation import share_of_rank
+
+LIST_ENDING = ".txt"
+FEW = 64  # images that are loaded without worker processes, whose start takes longer
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability, in [0, 1]."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for an image.
+
+    Args:
+        guesses: the likeliest first; empty if the image cannot be read.
+        problem: why it cannot be read; "": it can.
+    """
+
+    path: str
+    guesses: list[Guess]
+    problem: str = ""
+
+
+def images_in(places: list[str]) -> list[str]:
+    """Image files that are named, that lie in folders that are named, or that a .txt file lists, a path a line.
+
+    Hidden files and folders are left out, and what is named but missing is kept: it is reported as unreadable.
+    Raises: UserError if there are none.
+    """
+    paths = []
+    for place in places:
+        if os.path.isdir(place):
+            paths += images_below(place)
+        elif place.lower().endswith(LIST_ENDING):
+            paths += listed_in(place)
+        else:
+            paths.append(place)
+    if not paths:
+        raise UserError(f"{', '.join(map(printable, places))}: holds no image ({' '.join(EXTENSIONS)})")
+    return paths
+
+
+def images_below(folder: str) -> list[str]:
+    """In order of their paths."""
+    paths = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                paths.append(os.path.join(parent, name))
+    return paths
+
+
+def listed_in(file: str) -> list[str]:
+    """The lines of a text file that are not blank. Raises: UserError if it cannot be read."""
+    try:
+        lines = Path(file).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{file}: cannot read this list of images ({error.strerror})") from error
+    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
+
+
+def probabilities(logits: torch.Tensor, loss_name: str | None) -> torch.Tensor:
+    """(B, K) -> (B, K) float64 in [0, 1]. What BCE trains is each class's own sigmoid; else softmax."""
+    if loss_name == "bce":
+        return logits.double().sigmoid()
+    return logits.double().softmax(1)
+
+
+@torch.inference_mode()
+@exact_float32()
+def logits_of(classifier: Classifier, crops: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(B, 1, 3, S, S) uint8 -> (B, K), as an evaluation computes them. Raises: UserError if they are not finite."""
+    options = classifier.config.data
+    normalize = Normalizer(options.mean, options.std, device)
+    logits = classifier.network(normalize(unit_float(crops[:, 0].to(device)))).float()
+    if not bool(logits.isfinite().all()):
+        raise UserError(f"{classifier.file.path}: its logits are not finite: no prediction; take another file")
+    return logits
+
+
+def predictions(classifier: Classifier, paths: list[str], top: int, world: World) -> Iterator[Prediction]:
+    """In the order of paths.
+
+    Args:
+        top: guesses an image; at most as many as there are classes.
+    """
+    options = classifier.config.data
+    samples = ListedSamples(paths, options.val_resize_size[0], options.val_crop_size, options.interpolation)
+    workers = options.workers
+    if workers is None:
+        workers = available_cores() if len(paths) > FEW else 0
+    batches = share_of_rank(len(paths), world, options.val_batch_size)
+    loader = batch_loader(samples, batches, workers, world.device, classifier.config.run.timeout_minutes)
+    top = min(top, classifier.outputs)
+    for numbers, (crops, problems) in zip(batches, progress_bar(loader, desc="predicting", unit="batch"), strict=True):
+        logits = logits_of(classifier, crops, world.device)
+        likeliest = probabilities(logits, classifier.loss_name).topk(top)
+        rows = zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        for number, problem, (shares, outputs) in zip(numbers, problems, rows, strict=True):
+            guesses = []
+            if not problem:
+                for share, output in zip(shares, outputs, strict=True):
+                    guesses.append(Guess(name_of(classifier, output), share))
+            yield Prediction(paths[number], guesses, problem)
+
+
+def name_of(classifier: Classifier, output: int) -> str:
+    if classifier.classes is None:
+        return f"output {output}"
+    return classifier.classes[output]
+
+
+def write_csv(file: Path, predicted: list[Prediction]) -> None:
+    """A line for each guess: image, rank from 1 on, class, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "probability"])
+    for prediction in predicted:
+        for rank, guess in enumerate(prediction.guesses, start=1):
+            writer.writerow([prediction.path, rank, guess.name, f"{guess.probability:.6g}"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda stream: stream.write(text.getvalue().encode(errors="surrogateescape")))
+
+
+def report_lines(classifier: Classifier) -> list[str]:
+    """Where classes, normalisation and sizes are from, and what the probabilities mean."""
+    lines = list(classifier.report)
+    sizes = classifier.config.data.val_resize_size
+    if len(sizes) > 1:
+        lines.append(f"of the resize sizes {list(sizes)} the first is taken: {sizes[0]}")
+    if classifier.loss_name == "bce":
+        lines.append("probabilities: a sigmoid for each class, as BCE trained them; they need not add up to 1")
+    else:
+        lines.append("probabilities: softmax over the classes")
+    return lines
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Names and probabilities for images.", epilog="section.key=value goes before the checkpoint's own."
+    )
+    parser.add_argument("checkpoint", help="of finetune.py, of others, or torchvision:IMAGENET1K_V2")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, .txt files with a path a line")
+    parser.add_argument("--top", type=int, default=5, help="classes to show for an image (5)")
+    parser.add_argument("--csv", type=Path, help="write a table here instead of printing it")
+    overrides = [word for word in argv if OVERRIDE.match(word) and not os.path.exists(word)]
+    arguments = parser.parse_args([word for word in argv if word not in overrides])
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top}: must be at least 1")
+    words = ["--eval-only", "--weights", arguments.checkpoint, *overrides]
+    config = parse_command_line(FinetuneConfig, words, "predictions")
+    world = join(config.run.device, config.run.timeout_minutes)
+    classifier = read_classifier(config, keys_given(FinetuneConfig, words), world, unnamed="outputs, numbered from 0")
+    for line in report_lines(classifier):
+        say(line)
+
+    predicted = []
+    for prediction in predictions(classifier, images_in(arguments.images), arguments.top, world):
+        predicted.append(prediction)
+        if not arguments.csv and not prediction.problem:
+            shown = [f"{guess.probability:7.2%}  {printable(guess.name)}" for guess in prediction.guesses]
+            say("\n".join([printable(prediction.path, most=1000), *shown]))
+    unreadable = [prediction for prediction in predicted if prediction.problem]
+    for prediction in unreadable:
+        say(f"warning: {prediction.problem}")
+    if arguments.csv:
+        write_csv(arguments.csv, predicted)
+        say(f"wrote {arguments.csv}")
+    say(f"{len(predicted) - len(unreadable)} images predicted, {len(unreadable)} unreadable")
+    return 1 if unreadable else 0
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:], output_is_result=True)
