@@ -14,7 +14,7 @@ import sys
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
 from data.folder import ImageFolder, check_labels
-from data.identity import identity
+from data.identity import check_pixels, identity, shared_images_warning
 from data.loader import StepBatches
 from data.samples import TrainingSamples
 from data.sampling import BatchPlan
@@ -49,7 +49,10 @@ def main(argv: list[str]) -> int:
     root = os.path.join(config.data.data_path, "train")
     folder = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
     check_labels(folder)
+    check_pixels(folder, needs_detail=False)
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    if warning := shared_images_warning(folder, evaluation_data.val):
+        job.say(warning)
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(

@@ -13,7 +13,7 @@ import torch
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
-from data.identity import identity
+from data.identity import check_pixels, identity
 from data.loader import StepBatches
 from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     # Data: which images there are, and which of them every step takes
     root = os.path.join(config.data.data_path, "train")
     folder = job.open_folder(lambda: ImageFolder(root, holdout_fraction=config.data.holdout_fraction))
+    check_pixels(folder, needs_detail=True)
     data = {"train": identity(folder)}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(

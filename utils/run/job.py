@@ -32,15 +32,13 @@ from utils.training.step import TrainingState
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
-class LeavesOut(Protocol):
+class HasRemarks(Protocol):
     """The part of a data.folder.ImageFolder that the job needs."""
 
-    left_out: object  # what lies beside the images; false if nothing does
-
-    def left_out_line(self) -> str: ...
+    def remarks(self) -> list[str]: ...
 
 
-Folder = TypeVar("Folder", bound=LeavesOut)
+Folder = TypeVar("Folder", bound=HasRemarks)
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,10 @@ class Job:
             say(line)
 
     def open_folder(self, make: Callable[[], Folder]) -> Folder:
-        """A folder of images, listed by one rank of each machine before the others; what it leaves out is said."""
+        """A folder of images, listed by one rank of each machine before the others; what is odd about it is said."""
         folder = self.world.in_turn(make)
-        if folder.left_out:
-            self.say(folder.left_out_line())
+        for line in folder.remarks():
+            self.say(line)
         return folder
 
     def write_result(self, name: str, content: dict) -> None:
