@@ -51,8 +51,7 @@ def main(argv: list[str]) -> int:
     check_labels(folder)
     check_pixels(folder, needs_detail=False)
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
-    if warning := shared_images_warning(folder, evaluation_data.val):
-        job.say(warning)
+    job.warn(shared_images_warning(folder, evaluation_data.val))
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
@@ -125,8 +124,7 @@ def main(argv: list[str]) -> int:
 def note_pretraining(config: FinetuneConfig, job: Job, loaded: LoadedWeights) -> None:
     """Say what was loaded, and keep the config of its training, if that is known, beside config.yaml."""
     job.say(fitted(loaded.report))
-    if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
-        job.say(warning)
+    job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
     if loaded.config is None:
         return
     fraction = loaded.config["data"].get("holdout_fraction", 0)

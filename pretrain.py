@@ -59,8 +59,7 @@ def main(argv: list[str]) -> int:
     if config.run.weights and job.resume is None:
         loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
         job.say(fitted(loaded.report))
-        if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
-            job.say(warning)
+        job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
     state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended

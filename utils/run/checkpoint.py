@@ -228,9 +228,7 @@ def reject_non_checkpoints(path: str | Path) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
     if os.path.isfile(f"{path}{ABANDONED}") and not os.path.lexists(path):
-        raise UserError(
-            f"{path}: the run has gone on from it in another way (now {path}{ABANDONED}); use --resume auto"
-        )
+        raise UserError(f"{path}: set aside, since its run went on in another way; continue with --resume auto")
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
     with open(path, "rb") as file:

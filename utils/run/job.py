@@ -59,6 +59,11 @@ class Job:
         if self.world.rank == 0:
             say(line)
 
+    def warn(self, warning: str | None) -> None:
+        """A warning, if there is one."""
+        if warning:
+            self.say(warning)
+
     def open_folder(self, make: Callable[[], Folder]) -> Folder:
         """A folder of images, listed by one rank of each machine before the others; what is odd about it is said."""
         folder = self.world.in_turn(make)

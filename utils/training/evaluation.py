@@ -19,7 +19,7 @@ LARGEST_LOSS = 1e6  # a mean cross-entropy that weights of use can have
 SAME_LOGITS = 1e-6  # difference of two images' logits, as a share of the largest logit, that is rounding alone
 
 
-class MeaninglessScore(UserError):
+class MeaninglessScoreError(UserError):
     """A model gives every image the same logits: its score is the share of one class."""
 
 
@@ -64,7 +64,7 @@ def evaluate(
         mistakes: collects those of the first view.
     Returns: a row for each view: its name, images, top1_count, top5_count, top1 and top5 in percent, loss.
     Raises: UserError, on all ranks, if logits are not finite: argmax would take NaN for the surest class.
-        MeaninglessScore if no two images are told apart in any view.
+        MeaninglessScoreError if no two images are told apart in any view.
     """
     names = views.names
     # images, top 1, top 5, images whose logits are not finite, images with the logits of the first one
@@ -103,7 +103,7 @@ def evaluate(
             "top1": 100 * top1 / length, "top5": 100 * top5 / length, "loss": loss / length,
         })  # fmt: skip
     if all(alike_in_views) and length > world.size:  # of one image a rank nothing can be said
-        raise MeaninglessScore(
+        raise MeaninglessScoreError(
             f"evaluation: the logits of all {length} images are the same: no score.\n"
             "The weights do not look at the images, or all images are alike; evaluate an earlier checkpoint."
         )

@@ -11,7 +11,7 @@ from tests.support.launch import in_one_line
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import set_tf32
-from utils.training.evaluation import MeaninglessScore, Mistakes, evaluate, results_table, share_of_rank
+from utils.training.evaluation import MeaninglessScoreError, Mistakes, evaluate, results_table, share_of_rank
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 1, CPU)
@@ -273,7 +273,7 @@ def test_logits_that_are_all_the_same_are_no_score(part, batch_size):
     model = Tiny()
     with torch.no_grad():
         model.get_parameter(part).zero_()
-    with pytest.raises(MeaninglessScore, match=f"the logits of all {LENGTH} images are the same: no score"):
+    with pytest.raises(MeaninglessScoreError, match=f"the logits of all {LENGTH} images are the same: no score"):
         evaluate(model, batches(crops, labels, batch_size), VIEWS, LENGTH, ALONE)
 
 
