@@ -15,7 +15,7 @@ import sys
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
 from data.folder import ImageFolder, check_labels
-from data.identity import identity
+from data.identity import check_pixels, identity, shared_images_warning
 from data.loader import StepBatches
 from data.samples import TrainingSamples
 from data.sampling import BatchPlan
@@ -57,7 +57,9 @@ def main(argv: list[str]) -> int:
         train_list=config.data.train_list,
     ))  # fmt: skip
     check_labels(folder)
+    check_pixels(folder, needs_detail=False)
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
+    job.warn(shared_images_warning(folder, evaluation_data.val))
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
     plan = BatchPlan.make(
@@ -143,8 +145,7 @@ def freeze_if_asked(config: FinetuneConfig, job: Job, trunk: Trunk) -> None:
 def note_pretraining(config: FinetuneConfig, job: Job, loaded: LoadedWeights) -> None:
     """Say what was loaded, and keep the config of its training, if that is known, beside config.yaml."""
     job.say(fitted(loaded.report))
-    if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
-        job.say(warning)
+    job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
     if loaded.config is None:
         return
     fraction = loaded.config["data"].get("holdout_fraction", 0)

@@ -13,7 +13,7 @@ import torch
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
 from data.folder import ImageFolder
-from data.identity import identity
+from data.identity import check_pixels, identity
 from data.loader import StepBatches
 from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     folder = job.open_folder(lambda: ImageFolder(
         root, holdout_fraction=config.data.holdout_fraction, train_list=config.data.train_list,
     ))  # fmt: skip
+    check_pixels(folder, needs_detail=True)
     data = {"train": identity(folder)}
     to_probe = images_to_probe(config, job, folder)
     job.check_files_agree(data if to_probe is None else data | {"val": identity(to_probe.val)}, config.run.weights)
@@ -63,8 +64,7 @@ def main(argv: list[str]) -> int:
     if config.run.weights and job.resume is None:
         loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
         job.say(fitted(loaded.report))
-        if warning := normalisation_warning(loaded, config.data.mean, config.data.std):
-            job.say(warning)
+        job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
     state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended

@@ -106,7 +106,7 @@ class DataOptions:
                                low=0, high=256, affects="nothing")
     on_bad_image: str = knob("error", "skip: train on another image instead of an unreadable one, and log it",
                              choices=("error", "skip"), affects="nothing")
-    max_bad_images_share: float = knob(0.01, "with skip: unreadable images of an epoch, above 20, that end the run",
+    max_bad_images_share: float = knob(0.01, "with skip: unreadable images of an epoch, above 20 or half, that end it",
                                        "share", low=0, high=1, affects="nothing")
 
     def problems(self) -> Problems:

@@ -107,6 +107,24 @@ class ImageFolder:
             return ""
         return f"used of {self.root}: {self.part}"
 
+    def remarks(self) -> list[str]:
+        """What a training should say of the folder before it starts."""
+        lines = [line for line in (self.left_out_line(), self.part_line()) if line]
+        twin = case_twins(self.classes)
+        if twin:
+            lines.append(f"warning: {self.root}: the class folders {twin} differ by case alone; are they two classes?")
+        return lines
+
+
+def case_twins(classes: list[str]) -> str:
+    """The first two class names that differ by case alone, as "Ant and ant"; "" if there are none."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            return f"{spelled(other)} and {spelled(name)}"
+    return ""
+
 
 def open_root(root: str) -> tuple[list[str], LeftOut]:
     """The names of the class folders in root, sorted, and what lies beside them.
@@ -252,10 +270,10 @@ def count_names(names: bytes) -> int:
 
 
 def abbreviate(names: list[str]) -> str:
-    """The first five of some names, and how many more there are."""
+    """The first three of some names, and how many more there are."""
     if not names:
         return "none"
-    listed = ", ".join(spelled(name) for name in names[:5])
-    if len(names) > 5:
-        return f"{listed} and {len(names) - 5} more"
+    listed = ", ".join(spelled(name) for name in names[:3])
+    if len(names) > 3:
+        return f"{listed} and {len(names) - 3} more"
     return listed

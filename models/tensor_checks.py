@@ -21,8 +21,8 @@ def refuse_unusable(path: str, name: str, tensor: torch.Tensor, expected: torch.
         problem = str(tensor.dtype)
     if problem:
         raise UserError(
-            f"{path}: {printable(name)} is {problem}; weights must be dense float16, bfloat16, float32 or float64.\n"
-            "Save the file anew with such tensors, as dequantize(), to_dense() or float() give them."
+            f"{path}: {printable(name)} is {problem}; weights must be dense float16, bfloat16, "
+            "float32 or float64; save the file anew after dequantize(), to_dense() or float()"
         )
     if tensor.dtype in WHOLE:
         return

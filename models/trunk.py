@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models
 from torchvision.ops import stochastic_depth
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def make_trunk(
     Raises: UserError with the names there are.
     """
     if name not in TRUNKS:
-        raise UserError(f"model.name = {name}: no such trunk; there are {', '.join(TRUNKS)}")
+        raise UserError(f"model.name = {printable(name)}: no such trunk; there are {', '.join(TRUNKS)}")
     return TRUNKS[name](
         name, num_classes=num_classes, zero_init_last_batch_norm=zero_init_last_batch_norm, drop_path=drop_path
     )

@@ -187,9 +187,10 @@ def refuse_misfit(part: Part, layout: str) -> None:
 def resume_state(content: dict, config: PretrainConfig | FinetuneConfig) -> dict:
     """What CoinCheung/MFM's test command reads beside the weights: the last epoch's number and a gradient scaler."""
     epochs = config.schedule.epochs
-    if {"step", "images"} <= content.keys():
-        steps_per_epoch = max(1, content["images"] // config.train.batch_size)
-        epochs = content["step"] // steps_per_epoch
+    step, images = content.get("step"), content.get("images")
+    if isinstance(step, int) and isinstance(images, int):
+        steps_per_epoch = max(1, images // config.train.batch_size)
+        epochs = step // steps_per_epoch
     return {"epoch": max(0, epochs - 1), "scaler": torch.amp.GradScaler("cpu").state_dict()}
 
 

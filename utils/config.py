@@ -161,9 +161,12 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
             raise UserError(f"{path}: base = {base!r}: must be the name of one YAML file")
         values = read_yaml(os.path.join(os.path.dirname(path), base), (*seen, os.path.abspath(path)))
     for section, keys in sections.items():
+        if "." in str(section):
+            first, _, rest = section.partition(".")
+            raise UserError(f"{path}: {section} = {yaml_text(keys)}: must be a section: `{first}: {{{rest}: …}}`")
         if not isinstance(keys, dict) or not keys:
-            given = f"{section} = {yaml_text(keys)}"
-            raise UserError(f"{path}: {given}: must be a section, as in `{section}: {{key: value}}`")
+            values[str(section)] = (keys, path)  # `build` complains, and knows what it may have meant
+            continue
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, path)
     return values
@@ -185,7 +188,7 @@ def build(
     for key, (value, origin) in values.items():
         given = f"{origin}: {printable(key)} = {printable(yaml_text(value), most=60)}"
         if key not in known:
-            wrong.append(f"{given}: unknown key; {hint(key, known, values, origin, other_entry)}")
+            wrong.append(f"{given}: {hint(key, known, values, origin, other_entry)}")
             continue
         try:
             converted = convert(value, known[key].hint)
@@ -213,9 +216,14 @@ def hint(key: str, known: Iterable[str], values: Values, origin: str, other_entr
         if origin != "command line" and set(keys_of_file) <= knobs(other_class).keys():
             raise UserError(f"{origin}: this is a config of {name} ({key}); run that, or give another --config")
         if key in knobs(other_class):
-            return f"it is a knob of {name}"
+            return f"unknown key; it is a knob of {name}"
     near = nearest_key(key, known)
-    return f"nearest valid name: {near}" if near else "--help lists all"
+    if "." not in key:  # of a YAML file, where a section should be
+        if near is None or key in {name.split(".")[0] for name in known}:
+            return f"must be a section, as in `{key}: {{key: value}}`"
+        section, name = near.split(".")
+        return f"must stand in a section: write `{section}: {{{name}: …}}`"
+    return f"unknown key; nearest valid name: {near}" if near else "unknown key; --help lists all"
 
 
 def with_value(config: Config, key: str, value: object) -> Config:

@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from utils.errors import escaped
+
 try:
     from tqdm import tqdm
 except ImportError:  # optional: no bars without it
@@ -122,9 +124,9 @@ def fitted(message: str, label: str = "", indent: str = "  ") -> str:
         indent: begins the second line and all after it.
     """
     lines = []
-    for line in message.splitlines():
+    for line in message.rstrip("\n").split("\n") if message else []:
         wrapped = textwrap.wrap(
-            line, line_width(), initial_indent=label, subsequent_indent=indent, break_long_words=False,
+            escaped(line), line_width(), initial_indent=label, subsequent_indent=indent, break_long_words=False,
             break_on_hyphens=False,
         )  # fmt: skip
         lines += wrapped or [label]

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from models.tensor_checks import refuse_unusable
+from models.weights import weights_of
 from scripts.study.read_runs import read_results
 from scripts.study.statistics_of_runs import describe, unit_means
 from utils import figures
@@ -215,9 +218,12 @@ def kernels_figure(name: str, run: RunFolder) -> NamedFigure | None:
     """The first layer's kernels, if there is a checkpoint and the trunk has a first convolution `conv1`."""
     if not run.last_checkpoint.exists():
         return None
-    weight = read_checkpoint(str(run.last_checkpoint))["model"].get("conv1.weight")
-    if weight is None:
+    path = str(run.last_checkpoint)
+    _, weights = weights_of(read_checkpoint(path), path)
+    weight = weights.get("conv1.weight")
+    if weight is None or weight.dim() != 4:
         return None
+    refuse_unusable(path, "conv1.weight", weight, torch.empty(0))
     description = f"{name}: the {len(weight)} kernels of the first layer and their spectra."
     return NamedFigure(f"kernels_{name}", figures.kernels_figure(weight, name), description)
 

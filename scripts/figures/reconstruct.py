@@ -31,14 +31,13 @@ from data.listing import EXTENSIONS
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
-from utils.config import from_dict
 from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import PictureRow, grid, save
 from utils.pictures import Reconstruction, combined, eight_bit, psnr
 from utils.run.checkpoint import read_checkpoint
-from utils.run.reading import is_pretraining
+from utils.run.reading import checkpoint_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,9 +78,9 @@ class Pretrained:
     def read(cls, path: str) -> Pretrained:
         """Raises: UserError if it is no checkpoint of a pretraining."""
         content = read_checkpoint(path)
-        if not is_pretraining(content.get("config", {})):
+        config = checkpoint_config(path, content)
+        if not isinstance(config, PretrainConfig):
             raise UserError(f"{path}: not a pretraining checkpoint (its config has no filter); give one of pretrain.py")
-        config = from_dict(PretrainConfig, content["config"], path)
         network = network_from_config(config)
         _, weights = weights_of(content, path)
         load_weights(network, weights, path, trunk_children(config.model.name))

@@ -54,6 +54,8 @@ SPOILT = {
     "beyond float32": ("conv1.weight", lambda t: with_value(1e300)(t.double()), NOT_FINITE),
     "NaN in a count": ("bn1.num_batches_tracked", lambda t: torch.tensor(float("nan")), NOT_FINITE),
     "negative variance": ("bn1.running_var", with_value(-1.0), "holds a negative variance"),
+    "dead convolution": ("layer2.0.conv1.weight", torch.zeros_like, "is all zeros, so no image comes through it"),
+    "dead statistics": ("layer3.1.bn1.running_var", torch.zeros_like, "is all zeros, so no image comes through it"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import to_dict
 from utils.distributed import World
-from utils.errors import UserError, printable
+from utils.errors import UserError, listed, printable
 from utils.run.checkpoint import newest_for_last
 from utils.run.provenance import code_fingerprint, versions
 from utils.run.reading import differing, flat
@@ -27,7 +27,6 @@ MAY_DIFFER = frozenset((
     "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep", "checkpoint.on_save_error",  # rank 0's
     "logging.pictures_every_steps",  # rank 0's
 ))  # fmt: skip
-MOST_LISTED = 4  # differences in an error message
 Facts = dict[str, Any]  # name -> value
 
 
@@ -100,12 +99,9 @@ def disagreement(hosts_and_facts: list[tuple[str, Facts]]) -> str | None:
     lines = []
     for name, (value_here, value_of_rank_0) in differing(facts, expected).items():
         lines.append(difference_text(name, value_here, value_of_rank_0))
-    listed = "; ".join(lines[:MOST_LISTED])
-    if len(lines) > MOST_LISTED:
-        listed += f"; and {len(lines) - MOST_LISTED} more"
     others = f" (and {len(unlike) - 1} more ranks)" if len(unlike) > 1 else ""
     return (
-        f"rank {unlike[0]} on host {host}{others} is not like rank 0 on host {first_host}: {listed}.\n"
+        f"rank {unlike[0]} on host {host}{others} is not like rank 0 on host {first_host}: {listed(lines, most=120)}.\n"
         "Start all ranks with the same code, libraries and config, on the same data and checkpoint."
     )
 
@@ -122,4 +118,4 @@ def difference_text(name: str, value: Any, expected: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    return printable(str(value), most=59)
+    return printable(str(value), most=40)

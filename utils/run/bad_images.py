@@ -2,7 +2,7 @@
 
 from utils.errors import UserError
 
-ALWAYS_ALLOWED = 20  # in an epoch, so that a few bad files do not end a training on a small data set
+ALWAYS_ALLOWED = 20  # in an epoch, so that a few bad files do not end a training on a small data set; at most half
 
 
 class BadImages:
@@ -27,7 +27,7 @@ class BadImages:
         if epoch != self.epoch:
             self.epoch, self.replaced = epoch, 0
         self.replaced += replaced
-        if self.replaced > max(ALWAYS_ALLOWED, self.max_share * self.images):
+        if self.replaced > max(min(ALWAYS_ALLOWED, self.images // 2), self.max_share * self.images):
             raise UserError(
                 f"data.max_bad_images_share = {self.max_share}: {self.replaced} of the {self.images} images of epoch "
                 f"{epoch} were unreadable and replaced, up to step {step} (log.jsonl names them).\n"

@@ -58,7 +58,8 @@ class Checkpoints:
             with must_finish():
                 write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about positions
-            raise UserError(f"{path}: cannot be saved ({first_line(error)}).\n{self.space_for(content)}") from error
+            reason = getattr(error, "strerror", None) or first_line(error)[:60]
+            raise UserError(f"{path}: cannot be saved ({reason}): {self.space_for(content)}") from error
         self.saved_step = step
         self.point_last_at(path)
         for old in self.all()[: -self.keep]:
@@ -80,10 +81,11 @@ class Checkpoints:
         return f"saved {path} in {time.monotonic() - self.last_saved:.1f} s"
 
     def space_for(self, content: dict) -> str:
-        good = self.newest() or "the start: there is no earlier one"
+        newest = self.newest()
+        good = "the start" if newest is None else newest.name
         return (
-            f"{size_of(content):,} bytes needed, {free_space(self.folder.parent)}. Make room (checkpoint.keep = "
-            f"{self.keep} stay) or make the folder writable, and continue with --resume auto from {good}."
+            f"{size_of(content):,} bytes needed, {free_space(self.folder.parent)}; make room (checkpoint.keep = "
+            f"{self.keep} stay) or make the folder writable, and go on with --resume auto (from {good})"
         )
 
     def all(self) -> list[Path]:
@@ -226,9 +228,7 @@ def reject_non_checkpoints(path: str | Path) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a checkpoint; give a file, as runs/<name>/checkpoints/last.pt")
     if os.path.isfile(f"{path}{ABANDONED}") and not os.path.lexists(path):
-        raise UserError(
-            f"{path}: the run has gone on from it in another way (now {path}{ABANDONED}); use --resume auto"
-        )
+        raise UserError(f"{path}: set aside, since its run went on in another way; continue with --resume auto")
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; runs/<name>/checkpoints/last.pt is the newest one of a run")
     with open(path, "rb") as file:

@@ -35,15 +35,13 @@ from utils.training.step import TrainingState
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
-class LeavesOut(Protocol):
+class HasRemarks(Protocol):
     """The part of a data.folder.ImageFolder that the job needs."""
 
-    def left_out_line(self) -> str: ...
-
-    def part_line(self) -> str: ...
+    def remarks(self) -> list[str]: ...
 
 
-Folder = TypeVar("Folder", bound=LeavesOut)
+Folder = TypeVar("Folder", bound=HasRemarks)
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,16 @@ class Job:
         if self.world.rank == 0:
             say(line)
 
+    def warn(self, warning: str | None) -> None:
+        """A warning, if there is one."""
+        if warning:
+            self.say(warning)
+
     def open_folder(self, make: Callable[[], Folder]) -> Folder:
-        """A folder of images, listed by one rank of each machine before the others; what of it is not used is said."""
+        """A folder of images, listed by one rank of each machine before the others; what is odd about it is said."""
         folder = self.world.in_turn(make)
-        for line in (folder.left_out_line(), folder.part_line()):
-            if line:
-                self.say(line)
+        for line in folder.remarks():
+            self.say(line)
         return folder
 
     def write_result(self, name: str, content: dict) -> None:

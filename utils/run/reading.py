@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import build, from_dict, knobs, read_yaml, to_dict
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.run.checkpoint import LAST, newest_for_last, read_checkpoint
 from utils.run.log_file import is_evaluation_line, is_training_line, read_lines
 from utils.saved_config import refuse_odd_values
@@ -98,10 +98,21 @@ def checkpoint_config(path: str, content: dict) -> PretrainConfig | FinetuneConf
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file; empty if there is no such file, as before a run has finished."""
+    """The content of a JSON file; empty if there is no such file, as before a run has finished.
+
+    Raises: UserError if it holds anything but an object.
+    """
     if not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); remove it and finish or evaluate the run again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not what a run writes; remove it")
+    return content
 
 
 def flat(config: dict) -> dict[str, object]:

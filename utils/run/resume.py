@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import keys_affecting, to_dict
 from utils.console import say
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, listed
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
 from utils.run.reading import FlatConfig, flat, is_pretraining
@@ -236,7 +236,7 @@ def read_resume(path: Path, config: PretrainConfig | FinetuneConfig, extra_state
     changed = changed_settings(config, saved)
     if changed and not config.run.allow_config_change:
         raise UserError(
-            f"{path}: was trained with another config ({'; '.join(changed)}); revert it, or pass --allow-config-change"
+            f"{path}: was trained with another config ({listed(changed)}); revert it, or pass --allow-config-change"
         )
     before, now = settings(config, saved)
     if before["optimizer.name"] != now["optimizer.name"]:
@@ -248,8 +248,8 @@ def read_resume(path: Path, config: PretrainConfig | FinetuneConfig, extra_state
     if differences:
         also = [line for line in changed if line.startswith("data.holdout_fraction")]
         raise UserError(
-            f"{path}: was trained on other data: {', '.join(differences + also)} differ; resume with the data set it "
-            "began with, or start from its weights with --weights and another --output-dir"
+            f"{path}: was trained on other data: {', '.join(differences + also)} differ; resume with that data set, or "
+            "start from its weights with --weights and another --output-dir"
         )
     return saved
 

@@ -11,7 +11,7 @@ from utils.run.job import Job
 from utils.run.log import RunLog
 from utils.scoring.evaluation import EvaluationData, evaluate_models
 from utils.tables import markdown_cell, markdown_table
-from utils.training.evaluation import Mistake, Mistakes, SameLogitsError
+from utils.training.evaluation import MeaninglessScoreError, Mistake, Mistakes
 from utils.training.hooks import Every
 from utils.training.schedule import in_steps
 from utils.training.step import TrainingState
@@ -39,7 +39,7 @@ class Evaluation:
         mistakes = Mistakes(len(self.data.val.classes), self.job.world)
         try:
             self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
-        except SameLogitsError as error:
+        except MeaninglessScoreError as error:
             if step == self.log.total_steps:
                 raise
             self.log.say(f"warning: {error}\nTraining goes on, and may mend it.")

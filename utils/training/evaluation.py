@@ -9,18 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.console import progress_bar
+from utils.console import progress_bar, say
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import exact_float32, uses_channels_last, without_algorithm_search
 from utils.tables import markdown_table
 
 LARGEST_CONFUSION = 100  # classes that a confusion matrix is counted for
+LARGEST_LOSS = 1e6  # a mean cross-entropy that weights of use can have
 SAME_LOGITS = 1e-6  # difference of two images' logits, as a share of the largest logit, that is rounding alone
 
 
-class SameLogitsError(UserError):
-    """A model gives every image the same logits: its score would be the share of one class."""
+class MeaninglessScoreError(UserError):
+    """A model gives every image the same logits: its score is the share of one class."""
 
 
 def share_of_rank(length: int, world: World, batch_size: int) -> list[list[int]]:
@@ -83,7 +84,7 @@ def evaluate(
         mistakes: collects those of the first view.
     Returns: a row for each view: its name, images, top1_count, top5_count, top1 and top5 in percent, loss.
     Raises: UserError, on all ranks, if logits are not finite: argmax would take NaN for the surest class.
-        SameLogitsError if no view tells any two images apart.
+        MeaninglessScoreError if no two images are told apart in any view.
     """
     names = views.names
     # images, top 1, top 5, images whose logits are not finite, images with the logits of the first one
@@ -122,9 +123,15 @@ def evaluate(
             "top1": 100 * top1 / length, "top5": 100 * top5 / length, "loss": loss / length,
         })  # fmt: skip
     if all(alike_in_views) and length > world.size:  # of one image a rank nothing can be said
-        raise SameLogitsError(
+        raise MeaninglessScoreError(
             f"evaluation: the logits of all {length} images are the same: no score.\n"
             "The weights do not look at the images, or all images are alike; evaluate an earlier checkpoint."
+        )
+    largest_loss = max(row["loss"] for row in rows)
+    if largest_loss > LARGEST_LOSS and world.rank == 0:
+        say(
+            f"warning: evaluation: a mean loss of {largest_loss:.1e} shows that the weights or BatchNorm's statistics "
+            "have run away; do not trust the score"
         )
     return rows
 

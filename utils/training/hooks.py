@@ -95,12 +95,12 @@ class StopOnBadNumbers:
         path = self.job.output / "not_finite.json"
         if self.job.world.rank == 0:
             write_json(path, {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": good})
+        remedy = "lower optimizer.learning_rate, or set optimizer.clip_grad_norm or train.precision=float32"
+        if bad_step == 0:  # the learning rate has had no effect yet
+            remedy = "look at --weights, data.mean and data.std, or set train.precision=float32"
         raise UserError(
-            f"loss or gradient is not finite in step {bad_step + 1} (epoch {epoch}, images number "
-            f"{str(images[:8])[1:-1]}, …: all in {path}).\n"
-            f"No weight and no checkpoint holds a trace of it; the last good checkpoint: {good}.\n"
-            "Try a lower optimizer.learning_rate, optimizer.clip_grad_norm or train.precision=float32, and continue "
-            "with --resume auto."
+            f"loss or gradient is not finite in step {bad_step + 1} (its images are in {path}), and no weight was "
+            f"changed by it; {remedy}, and go on with --resume auto (last good checkpoint: {good})"
         )
 
 

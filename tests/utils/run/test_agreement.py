@@ -54,7 +54,7 @@ def test_rank_host_and_what_differs_are_named():
     [
         (["ant", "bee"], ["ant", "cat"], "number 1 is bee, rank 0 has cat"),
         (["ant"], ["ant", "cat"], "1 entries, rank 0 has 2"),
-        ("x" * 200, "y", "x" * 59 + "…, rank 0 has y"),
+        ("x" * 200, "y", "x" * 40 + "…, rank 0 has y"),
         (1, 1.5, "1, rank 0 has 1.5"),
     ],
 )

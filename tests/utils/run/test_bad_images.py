@@ -31,8 +31,13 @@ def test_each_epoch_is_counted_anew():
 
 
 def test_twenty_in_an_epoch_never_end_a_run_and_one_more_does():
-    assert counted(BadImages(0.0, 3, 8), [8, 8, 4] * 3) is None
-    assert counted(BadImages(0.0, 3, 8), [8, 8, 5]) == 3
+    assert counted(BadImages(0.0, 3, 16), [8, 8, 4] * 3) is None
+    assert counted(BadImages(0.0, 3, 16), [8, 8, 5]) == 3
+
+
+def test_of_a_small_data_set_half_an_epoch_never_ends_a_run_and_one_more_does():
+    assert counted(BadImages(0.0, 3, 8), [8, 4, 0] * 3) is None
+    assert counted(BadImages(0.0, 3, 8), [8, 4, 1]) == 3
 
 
 def test_the_error_says_how_many_and_what_to_do():

@@ -7,10 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.launch import in_one_line
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import set_tf32
-from utils.training.evaluation import Mistakes, evaluate, in_evaluation_layout, results_table, share_of_rank
+from utils.training.evaluation import (
+    MeaninglessScoreError,
+    Mistakes,
+    evaluate,
+    in_evaluation_layout,
+    results_table,
+    share_of_rank,
+)
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 1, CPU)
@@ -271,7 +279,32 @@ def test_logits_that_are_not_finite_are_an_error_that_counts_the_images(value, b
         evaluate(NotFinite(value, 0.3), batches(crops, labels, batch_size), views, LENGTH, ALONE)
 
 
-def test_large_but_finite_logits_give_a_score():
+def test_large_but_finite_logits_give_a_score_and_a_warning(capsys):
     crops, labels = data(sizes=1)
     [row] = evaluate(NotFinite(3e38, 0.3), batches(crops, labels, 10), ONE_VIEW, LENGTH, ALONE)
     assert np.isfinite(row["loss"]) and row["images"] == LENGTH
+    assert "the weights or BatchNorm's statistics have run away" in in_one_line(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("part", ["linear.weight", "norm.weight"])
+@pytest.mark.parametrize("batch_size", [1, 10, LENGTH])
+def test_logits_that_are_all_the_same_are_no_score(part, batch_size):
+    crops, labels = data()
+    model = Tiny()
+    with torch.no_grad():
+        model.get_parameter(part).zero_()
+    with pytest.raises(MeaninglessScoreError, match=f"the logits of all {LENGTH} images are the same: no score"):
+        evaluate(model, batches(crops, labels, batch_size), VIEWS, LENGTH, ALONE)
+
+
+def test_one_view_without_differences_is_a_score_beside_others():
+    """As in a sweep, where a filter may leave nothing of the images."""
+    crops, labels = data()
+    crops[:, 1] = 128
+    rows = evaluate(Tiny(), batches(crops, labels, 10), VIEWS, LENGTH, ALONE)
+    assert [row["images"] for row in rows] == [LENGTH, LENGTH]
+
+
+def test_of_a_single_image_nothing_is_said():
+    crops, labels = data(length=1)
+    assert evaluate(Tiny(), batches(crops, labels, 10), VIEWS, 1, ALONE)[0]["images"] == 1

@@ -84,7 +84,7 @@ def test_a_bad_step_is_never_saved_and_ends_the_run_at_the_next_line(tmp_path):
     run.take(1)
     run.take(2, factor=float("nan"))
     assert run.saved() == [1, 2]
-    with pytest.raises(UserError, match=r"(?s)not finite in step 3 \(epoch 0, images number 16, 17.*step_00000002\.pt"):
+    with pytest.raises(UserError, match=r"not finite in step 3 .*not_finite\.json.*step_00000002\.pt"):
         run.take(3)
     assert run.saved() == [1, 2]
 
