@@ -9,12 +9,11 @@
     python finetune.py --help                                         # every knob
 """
 
-import os
 import sys
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import augmentations, train_transform
-from data.folder import ImageFolder, check_labels
+from data.folder import ImageFolder
 from data.identity import check_pixels, identity, shared_images_warning
 from data.loader import StepBatches
 from data.samples import TrainingSamples
@@ -31,7 +30,7 @@ from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import open_log
 from utils.run.resume import begin_output, load_resume
 from utils.scoring.checkpoint import evaluate_checkpoint
-from utils.scoring.evaluation import EvaluationData
+from utils.scoring.evaluation import EvaluationData, open_labelled_images
 from utils.scoring.hook import Evaluation
 from utils.scoring.probe import probe_checkpoint
 from utils.seeding import keyed_torch
@@ -51,12 +50,7 @@ def main(argv: list[str]) -> int:
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes
-    root = os.path.join(config.data.data_path, "train")
-    folder = job.open_folder(lambda: ImageFolder(
-        root, holdout_fraction=config.data.holdout_fraction, label_fraction=config.data.label_fraction,
-        train_list=config.data.train_list,
-    ))  # fmt: skip
-    check_labels(folder)
+    folder = open_labelled_images(config, job)
     check_pixels(folder, needs_detail=False)
     evaluation_data = EvaluationData.open(config, job, folder.classes, config.data.holdout_fraction)
     job.warn(shared_images_warning(folder, evaluation_data.val))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from configs.schema import FinetuneConfig
-from data.folder import ImageFolder
+from data.folder import ImageFolder, check_labels
 from data.identity import identity
 from data.loader import batch_loader
 from data.samples import EvaluationSamples
@@ -14,6 +14,20 @@ from models.classifier import FilteredViews, ResizedViews
 from models.normalize import Normalizer
 from utils.run.job import Job, evaluation_batch_bytes
 from utils.training.evaluation import Mistakes, Views, evaluate, in_evaluation_layout, share_of_rank
+
+
+def open_labelled_images(config: FinetuneConfig, job: Job) -> ImageFolder:
+    """The images of train that have labels to learn from: all, a share of each class, or those of a list.
+
+    Raises: UserError if there is nothing to learn from them.
+    """
+    root = os.path.join(config.data.data_path, "train")
+    folder = job.open_folder(lambda: ImageFolder(
+        root, holdout_fraction=config.data.holdout_fraction, label_fraction=config.data.label_fraction,
+        train_list=config.data.train_list,
+    ))  # fmt: skip
+    check_labels(folder)
+    return folder
 
 
 @dataclass(frozen=True)

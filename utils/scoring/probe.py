@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from configs.schema import FinetuneConfig
-from data.folder import ImageFolder, check_labels
+from data.folder import ImageFolder
 from data.identity import identity
 from data.samples import EvaluationSamples
 from models.normalize import Normalizer
@@ -20,6 +20,7 @@ from models.weights import load_weights, read_weights
 from utils.errors import UserError, printable
 from utils.limits import available_cores, free_memory
 from utils.run.job import Job, open_job, to_device
+from utils.scoring.evaluation import open_labelled_images
 from utils.scoring.features import AveragedPixels, Features, PooledTrunk, View, bytes_of_features, extract
 from utils.scoring.linear_probe import held_out_part, linear_row
 from utils.scoring.neighbours import HEADLINE, VOTES, neighbour_rows
@@ -41,12 +42,7 @@ class ProbeImages:
 
     @classmethod
     def open(cls, config: FinetuneConfig, job: Job) -> "ProbeImages":
-        root = os.path.join(config.data.data_path, "train")
-        train = job.open_folder(lambda: ImageFolder(
-            root, holdout_fraction=config.data.holdout_fraction, label_fraction=config.data.label_fraction,
-            train_list=config.data.train_list,
-        ))  # fmt: skip
-        check_labels(train)
+        train = open_labelled_images(config, job)
         val = os.path.join(config.data.data_path, "val")
         return cls(
             train, job.open_folder(lambda: ImageFolder(val, train.classes)), config.data.val_resize_size[0],
