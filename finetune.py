@@ -5,6 +5,7 @@
     torchrun --standalone --nproc_per_node=8 finetune.py --config configs/finetune_resnet50_bce.yaml --eval-only \
         --weights runs/finetune_resnet50_bce/checkpoints/last.pt --val-resize-size 234 235 236
     python finetune.py --eval-only --frequency-sweep --weights runs/finetune_resnet50_bce/checkpoints/last.pt
+    python finetune.py --probe --weights runs/pretrain_resnet50/checkpoints/last.pt
     python finetune.py --help                                         # every knob
 """
 
@@ -21,7 +22,7 @@ from data.sampling import BatchPlan
 from models.classifier import Classification
 from models.trunk import make_trunk
 from models.weights import LoadedWeights, load_from_file, normalisation_warning
-from utils.config import parse_entry, to_dict, to_yaml
+from utils.config import keys_given, parse_entry, to_dict, to_yaml
 from utils.console import fitted
 from utils.distributed import run_entry
 from utils.process import StopRequest
@@ -31,6 +32,7 @@ from utils.run.resume import begin_output, load_resume
 from utils.scoring.checkpoint import evaluate_checkpoint
 from utils.scoring.evaluation import EvaluationData
 from utils.scoring.hook import Evaluation
+from utils.scoring.probe import probe_checkpoint
 from utils.seeding import keyed_torch
 from utils.training.evaluation import results_table
 from utils.training.hooks import SaveCheckpoint, StopOnBadNumbers, run_due, stop_on_request
@@ -43,6 +45,8 @@ def main(argv: list[str]) -> int:
     config = parse_entry(FinetuneConfig, argv, description, other_entry=("pretrain.py", PretrainConfig))
     if config.run.eval_only:
         return evaluate_checkpoint(config)
+    if config.run.probe:
+        return probe_checkpoint(config, "run.output_dir" in keys_given(FinetuneConfig, argv))
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes

@@ -27,6 +27,7 @@ from utils.process import StopRequest
 from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import RunLog, open_log
 from utils.run.resume import begin_output, load_resume
+from utils.scoring.probe_hook import NeighbourProbe, images_to_probe
 from utils.seeding import keyed_torch
 from utils.training.hooks import Every, SaveCheckpoint, ShowReconstructions, StopOnBadNumbers, run_due, stop_on_request
 from utils.training.schedule import LearningRate
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> int:
         root, holdout_fraction=config.data.holdout_fraction, train_list=config.data.train_list,
     ))  # fmt: skip
     data = {"train": identity(folder)}
-    job.check_files_agree(data, config.run.weights)
+    to_probe = images_to_probe(config, job, folder)
+    job.check_files_agree(data if to_probe is None else data | {"val": identity(to_probe.val)}, config.run.weights)
     plan = BatchPlan.make(
         length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
         epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
@@ -79,13 +81,17 @@ def main(argv: list[str]) -> int:
         config, job, plan, first_step, task="pretraining", model=state.model, classes=len(folder.classes),
         images={"train": len(folder)},
     )  # fmt: skip
-    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of)
-    save_checkpoint = SaveCheckpoint(log, state, job, extra_state)
+    probes = []  # at most one
+    if to_probe is not None:
+        probes.append(NeighbourProbe(config, job, log, state.model, to_probe))
+    stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of, before=tuple(probes))
+    save_checkpoint = SaveCheckpoint(log, state, job, extra_state, before=tuple(probes))
     hooks = [stop_on_bad_numbers, log, save_checkpoint]
     if config.logging.pictures_every_steps is not None:
         hooks.append(show_reconstructions(config, job, log, task, state.model, folder))
     batches = training_batches(config, job, task, folder, plan, first_step)
     rate = LearningRate(config.schedule, config.optimizer.learning_rate, plan.steps_per_epoch)
+    run_due(probes, first_step)  # an earlier start may have ended during this probe
     with StopRequest() as stop:
         for step in range(first_step, plan.total_steps):
             batch = batches.next_step()
@@ -95,11 +101,15 @@ def main(argv: list[str]) -> int:
             run_due(hooks, step + 1)
             if stop_requested:
                 return stop_on_request(step + 1, stop_on_bad_numbers, save_checkpoint, log)
+            for probe in probes:
+                if probe.due(step + 1):
+                    with stop.suspended():  # the step was saved just now, so a signal may end the probe at once
+                        probe.run(step + 1)
 
     # Result
     job.write_result("result.json", {
         "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
-        "data": {"train": folder.fingerprint()}, **log.last_line,
+        "data": {"train": folder.fingerprint()}, **log.last_line, "probes": [probe.result for probe in probes],
     })  # fmt: skip
     log.close()
     return 0

@@ -75,6 +75,14 @@ def parse_command_line(
     return build(config_class, values, unknown_words(config_class, unknown), other_entry)
 
 
+def keys_given(config_class: type, argv: list[str]) -> frozenset[str]:
+    """The knobs, as `section.key`, that a command line itself sets, by a flag or as section.key=value."""
+    keys = {word.partition("=")[0] for word in argv if OVERRIDE.match(word)}
+    flags, _ = argument_parser(config_class, "").parse_known_args([word for word in argv if not OVERRIDE.match(word)])
+    keys.update(key for key, texts in vars(flags).items() if texts)
+    return frozenset(keys & knobs(config_class).keys())
+
+
 def unknown_words(config_class: type, words: list[str]) -> list[str]:
     """A complaint about each flag or `key=value` that there is not; a word without either may belong to one before."""
     complaints = []

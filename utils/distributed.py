@@ -79,6 +79,29 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def tensors_on_rank_0(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, on the CPU and of one shape and type, in the order of ranks; [] on other ranks."""
+        if self.size == 1:
+            return [tensor]
+        received = None
+        if self.rank == 0:
+            received = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.gather(tensor, received, dst=0)
+        return received or []
+
+    def on_rank_0(self, task: Callable[[Callable[[], None]], Result]) -> Result:
+        """What `task(still_working)` returns on rank 0, on all ranks.
+
+        The others wait, and no timeout ends that as long as the task calls `still_working()` now and then.
+        """
+        if self.rank == 0:
+            result = task(lambda: self.gather((False, None)))
+            return self.gather((True, result))[0][1]
+        while True:
+            is_done, result = self.gather((False, None))[0]
+            if is_done:
+                return result
+
     def copy_from_rank_0(self, tensors: Iterable[torch.Tensor]) -> None:
         """Make these tensors equal rank 0's, in place."""
         if self.size > 1:

@@ -73,6 +73,32 @@ def quota_of(*files: Path) -> float | None:
         return None
 
 
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this machine, or what control groups leave of it, has for more; a large number where nobody says."""
+    amounts = [2**62]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        amounts.append(1024 * int(line.split()[1]))
+    for name in ("memory.max", "memory.high"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+            group = root / "sys/fs/cgroup"
+            limit = int((group / name).read_text(encoding="utf-8"))
+            amounts.append(limit - used_memory(group))
+    return max(0, min(amounts))
+
+
+def used_memory(group: Path) -> int:
+    """Bytes that a control group cannot give back; its cache of files it can."""
+    used = int((group / "memory.current").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError):
+        for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
+            name, amount = line.split()
+            if name in ("inactive_file", "active_file"):
+                used -= int(amount)
+    return used
+
+
 def allow_open_files() -> None:
     """Raise the limit on open files to the most that we may set; loader workers pass each batch as open files."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

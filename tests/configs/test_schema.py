@@ -61,8 +61,10 @@ PLACES_AND_INTERVALS = {
     "logging.every_steps", "logging.pictures_every_steps",
 }  # fmt: skip
 EVALUATION = {
-    "run.eval_only", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs", "data.val_batch_size",
+    "run.eval_only", "run.probe", "run.frequency_sweep", "run.sweep_radii", "run.evaluate_every_epochs",
+    "data.val_batch_size",
 }  # fmt: skip
+BOTH_SCORES = {"run.use_ema", "run.probe_storage"}
 SCORES = {"run.select_val_resize_size", "data.val_resize_size", "data.val_crop_size"}
 RECIPE = {
     "run.seed", "run.deterministic", "data.train_crop_size", "data.crop_ratio", "data.mean", "data.holdout_fraction",
@@ -76,8 +78,8 @@ RECIPE = {
 @pytest.mark.parametrize(
     ("config_class", "nothing", "score"),
     [
-        (PretrainConfig, PLACES_AND_INTERVALS, {"run.use_ema"}),
-        (FinetuneConfig, PLACES_AND_INTERVALS | EVALUATION, {"run.use_ema"} | SCORES),
+        (PretrainConfig, PLACES_AND_INTERVALS | {"run.probe_every_epochs"}, BOTH_SCORES),
+        (FinetuneConfig, PLACES_AND_INTERVALS | EVALUATION, BOTH_SCORES | SCORES),
     ],
 )
 def test_places_and_intervals_affect_nothing_sizes_of_evaluation_a_score_and_all_else_the_weights(
@@ -227,6 +229,13 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             "data.auto_augment = augmix: not with data.rand_augment_ops = 2; set one to 0 or null",
         ),
         (FinetuneConfig, ["--eval-only"], "run.eval_only = true: needs run.weights"),
+        (FinetuneConfig, ["--probe"], "run.probe = true: needs run.weights"),
+        (FinetuneConfig, ["--probe", "--eval-only", "--weights", "x.pt"], "run.probe = true: .* no run.eval_only"),
+        (
+            FinetuneConfig,
+            ["--probe", "--weights", "x.pt", "data.val_resize_size=[235, 256]"],
+            "run.probe = true: takes one data.val_resize_size",
+        ),
         (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.label_smoothing=0.21"], "loss.multi_label .* at most 0.2"),
         (FinetuneConfig, ["--epochs", "20"], "schedule.warmup_epochs = 20.0: must be below schedule.epochs = 20"),

@@ -251,7 +251,7 @@ def test_overrides_reach_knobs_and_nothing_else(refusal, key):
     assert f"command line: {key} = x: unknown key" in refusal("", f"{key}=x")
     section, _, name = key.partition(".")
     assert f"recipe.yaml: {key} = x: unknown key" in refusal(f"{section}: {{{name}: x}}")
-    assert PretrainConfig().run.__class__.__name__ == "RunOptions" and PretrainConfig().run.seed == 0
+    assert PretrainConfig().run.__class__.__name__ == "PretrainRunOptions" and PretrainConfig().run.seed == 0
 
 
 def test_bases_are_overridden_key_by_key_and_the_command_line_comes_last(tmp_path):

@@ -26,6 +26,7 @@ from utils.run.progress import (
     Steps,
     losses_in_words,
     one_line,
+    scores_in_words,
     start_paragraph,
     step_in_words,
     time_left,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 0.02  # share of a step's time
 BAR = "{percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix}"
+OF_PROBES = ("method", "k", "temperature")  # what was asked for
 SCORES = ("top1", "top5", "loss")  # of an evaluation: percent, percent, mean cross-entropy
 
 
@@ -197,7 +199,7 @@ class RunLog:
         """Scores on val after `step` completed steps.
 
         Args:
-            rows: of utils.training.evaluation.evaluate, with their `weights`.
+            rows: of utils.training.evaluation.evaluate with their `weights`, or of a probe with its `method` too.
         """
         if self.world.rank != 0:
             return
@@ -209,14 +211,18 @@ class RunLog:
             weights, size = row["weights"], row["val_resize_size"]
             line = {"step": step, "epoch": self.epoch_of(step), "split": "val", "weights": weights}
             line |= {"val_resize_size": size, "images": row["images"]}
+            line |= {name: row[name] for name in OF_PROBES if name in row}
+            prefix = f"{row['method']}_" if "method" in row else ""
             for score in SCORES:
+                if score not in row:
+                    continue
                 line[score] = row[score]
                 if (weights, size) not in known:  # TensorBoard would show it twice
-                    self.board.add("scalar", f"val/{score}_{weights}_at_{size}", row[score], step)
+                    self.board.add("scalar", f"val/{prefix}{score}_{weights}_at_{size}", row[score], step)
             lines.append(line)
             fields = step_in_words(step, self.total_steps, self.steps_per_epoch)
-            fields += [f"val {weights} at {size}", f"top-1 {row['top1']:.3f} %", f"top-5 {row['top5']:.3f} %"]
-            self.say(one_line([*fields, f"loss {row['loss']:.4f}"]))
+            fields += scores_in_words(row)
+            self.say(one_line(fields))
         self.board.flush(step)  # before the lines, which say that TensorBoard has them
         self.write(lines)
 

@@ -1,7 +1,8 @@
 """log.jsonl: one JSON object a line, each with the `step` that it belongs to.
 
 Lines about training have a loss. Lines about an evaluation during training, one for each weights and resize size, alone
-name the `split` that was evaluated. Lines about replaced images have `replaced_images`.
+name the `split` that was evaluated; those of a probe name its `method`, too. Lines about replaced images have
+`replaced_images`.
 """
 
 import contextlib

@@ -124,6 +124,16 @@ def losses_in_words(means: Mapping[str, float]) -> list[str]:
     return words
 
 
+def scores_in_words(row: Mapping[str, object]) -> list[str]:
+    """Of a row of an evaluation during training: what was evaluated, and its scores."""
+    method = f"{row['method']} k {row['k']} of " if "method" in row else ""
+    words = [f"val {method}{row['weights']} at {row['val_resize_size']}"]
+    words += [f"top-1 {row['top1']:.3f} %", f"top-5 {row['top5']:.3f} %"]
+    if "loss" in row:
+        words.append(f"loss {row['loss']:.4f}")
+    return words
+
+
 def one_line(fields: list[str]) -> str:
     """The fields beside each other, closer where they would not fit, and in several lines where that is not enough."""
     line = "  ".join(fields)

@@ -1,0 +1,71 @@
+"""While it pretrains: the score of the nearest neighbours, every so many epochs and at the end."""
+
+import os
+
+from torch import nn
+
+from configs.schema import PretrainConfig
+from data.folder import ImageFolder, check_labels
+from models.normalize import Normalizer
+from utils.run.job import Job
+from utils.run.log import RunLog
+from utils.scoring.features import PooledTrunk
+from utils.scoring.neighbours import HEADLINE, neighbour_rows
+from utils.scoring.probe import TRUNK, ProbeImages, all_cores
+from utils.seeding import keyed_torch
+from utils.training.hooks import Every
+
+SHARE_OF_SIDE = 0.875  # that the centre crop is of the resized short side, as 224 of 256
+
+
+class NeighbourProbe:
+    """The hook. Training goes on as if it were not there: nothing that a checkpoint holds is changed by it.
+
+    Args:
+        model: a pretraining's, whose last child is the decoder.
+    """
+
+    def __init__(self, config: PretrainConfig, job: Job, log: RunLog, model: nn.Sequential, images: ProbeImages):
+        self.config, self.job, self.log, self.model, self.images = config, job, log, model, images
+        self.trunk = model[:-1]
+        self.every = Every(config.run.probe_every_epochs * log.steps_per_epoch, log.total_steps)
+        width = model.decoder[0].in_channels
+        images.check_memory(job, width, config.run.probe_storage)
+        self.result: dict = {}  # the latest
+
+    def due(self, step: int) -> bool:
+        return self.every.due(step)
+
+    def run(self, step: int) -> None:
+        options = self.config.run
+        normalize = Normalizer(self.config.data.mean, self.config.data.std, self.job.world.device)
+        with keyed_torch(options.seed, "probe"):  # a loader draws a number, which it has no use for here
+            train, val = self.images.features(
+                {TRUNK: PooledTrunk(self.trunk, normalize)}, self.model, self.job, options.probe_storage,
+                options.timeout_minutes,
+            )  # fmt: skip
+
+        def score(still_working) -> list[dict]:
+            with all_cores(self.job):
+                return neighbour_rows(
+                    train[TRUNK], val[TRUNK], (HEADLINE,), len(self.images.train.classes), self.job.world.device,
+                    still_working,
+                )  # fmt: skip
+
+        (row,) = self.job.world.on_rank_0(score)
+        self.result = {"weights": "model", "val_resize_size": self.images.resize_size, "method": "knn", **row}
+        self.log.evaluation([self.result], step)
+
+
+def images_to_probe(config: PretrainConfig, job: Job, train: ImageFolder) -> ProbeImages | None:
+    """Those that run.probe_every_epochs asks for: val beside train, seen at the size of the training crops.
+
+    Raises: UserError if train is not sorted into classes, or there is no val with the same ones.
+    """
+    if config.run.probe_every_epochs is None:
+        return None
+    check_labels(train)
+    root = os.path.join(config.data.data_path, "val")
+    val = job.open_folder(lambda: ImageFolder(root, train.classes))
+    crop_size = config.data.train_crop_size
+    return ProbeImages(train, val, round(crop_size / SHARE_OF_SIDE), crop_size, config.data.interpolation)
