@@ -171,6 +171,55 @@ def test_the_study_leaves_table_csv_and_configs(uninterrupted):
     assert resolved_config(str(uninterrupted / "configs/finetune_scratch.yaml"))["data.val_crop_size"] == 32
 
 
+PROBED = """study:
+  probe: >-
+    --config {root}/configs/sample_finetune.yaml model.name=resnet18 --data-path {images} data.val_crop_size=32
+    --val-resize-size 36 data.workers=0
+  label_fractions: [0.5, 1.0]
+  at_steps: [3]
+"""
+
+
+@pytest.mark.process
+def test_a_study_probes_its_pretrainings_and_finetunes_with_every_share(tiny, tmp_path, capsys):
+    words = PROBED.format(root=ROOT, images=tiny.parent / "images")
+    text = (
+        tiny.read_text()
+        .replace("study:\n", words)
+        .replace("filter.radius=3", "filter.radius=3 run.probe_every_epochs=2")
+    )
+    (tmp_path / "probed.yaml").write_text(text)
+    output = tmp_path / "out"
+    printed, _ = start(tmp_path / "probed.yaml", output).communicate(timeout=300)
+    assert "6 of 6 runs; written to" in printed, printed
+    rows = [row.split(",") for row in (output / "results.csv").read_text().splitlines()[1:]]
+    at_36 = [(row[0], *row[4:7]) for row in rows if row[3] in ("36", "37")]
+    finetunings = [
+        (arm, "finetuning", share, after) for arm in ("mfm", "scratch") for share in ("0.5", "1") for after in ("", "3")
+    ]
+    curve = [("mfm", "knn while pretraining", "1", str(epochs)) for epochs in (2, 4)]
+    probes = [
+        ("mfm", method, "1", "") for method in ("knn", "pixels_knn")
+    ]  # so few images are no base for a linear one
+    assert set(finetunings + curve + probes) <= set(at_36)
+    names = {path.name for path in output.iterdir()}
+    assert {"labels_at_36.png", "labels_at_36_after_3_steps.png", "knn_at_37.png", "table.md"} <= names
+    assert {"finetune_mfm_labels_0.5.yaml", "finetune_mfm.yaml"} <= {
+        path.name for path in (output / "configs").iterdir()
+    }
+
+    assert study.main([str(tmp_path / "probed.yaml"), "--output-dir", str(output), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["finished"] * 6
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("--val-resize-size 36 data", "--val-resize-size 40 data"))
+    with pytest.raises(UserError, match=r"evaluations: finished .*data.val_resize_size: \[36\] -> \[40\]"):
+        study.main([str(other), "--output-dir", str(output), "--dry-run"])
+    (output / "pretrain/mfm/p0/evaluations/probe_step_00000012.json").unlink()
+    printed, _ = start(tmp_path / "probed.yaml", output).communicate(timeout=300)
+    assert "5 of 6 runs finished already, 1 to do" in printed and "6 of 6 runs; written to" in printed
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
