@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from utils.errors import UserError
 
 SELECTED = "selected"  # instead of a size: each run chose its own, on held-out images
-FINETUNING, KNN, LINEAR, PIXELS, KNN_CURVE = "finetuning", "knn", "linear", "pixels", "knn while pretraining"
+FINETUNING, KNN_CURVE = "finetuning", "knn while pretraining"
+KNN, LINEAR, PIXELS = "knn", "linear", "pixels_knn"  # methods of `finetune.py --probe`
 SCORES = (FINETUNING, KNN_CURVE, KNN, LINEAR, PIXELS)  # in the order of the tables
 
 

@@ -88,9 +88,10 @@ class PlannedRun:
         return {}
 
     def has_probe(self) -> bool:
-        decided_by = self.probe_result().get("decided_by")
-        if decided_by is None:
+        result = self.probe_result()
+        if not result:
             return False
+        decided_by = result["decided_by"]
         planned = flat(to_dict(self.config))
         changed = {}
         for key in ("val_resize_size", "val_crop_size", "interpolation"):

@@ -12,8 +12,8 @@ from utils.config import yaml_text
 from utils.errors import UserError
 from utils.run.log_file import is_evaluation_line, read_lines
 from utils.run.reading import read_json
+from utils.scoring.neighbours import HEADLINE
 
-HEADLINE = (20, 0.07)  # neighbours and temperature of the kNN score that counts
 LABELS_FOLDER = "labels_"  # and the share: holds the runs of an arm in a study of several shares
 
 
@@ -159,7 +159,7 @@ def knn_curve(run: Path) -> list[FeatureScore]:
     for line in read_lines(run / "log.jsonl"):
         if is_evaluation_line(line) and "top1" in line:
             epochs = line["epoch"] + 1  # completed: a probe is made at the end of its epoch
-            size = str(line.get("val_resize_size", "probe"))
+            size = str(line["val_resize_size"])
             scores.append(FeatureScore(Measure(KNN_CURVE, after=epochs), size, line["top1"], facts={}))
     return scores
 
@@ -171,18 +171,18 @@ def probes(run: Path, result: dict) -> list[FeatureScore]:
         content = read_json(file)
         if content["checkpoint"]["step"] != result.get("steps"):
             continue  # of an earlier checkpoint; a probe during the pretraining tells about those
-        decided_by = content.get("decided_by", {})
+        decided_by = content["decided_by"]
         facts = {f"probe's {key}": json.dumps(value) for key, value in decided_by.items() if key != "weights"}
-        size = " ".join(map(str, decided_by.get("val_resize_size", ["probe"])))
+        (size,) = decided_by["val_resize_size"]
         for row in content["results"]:
             if row["method"] != KNN or is_headline(row):
-                scores.append(FeatureScore(Measure(row["method"]), size, row["top1"], facts))
+                scores.append(FeatureScore(Measure(row["method"]), str(size), row["top1"], facts))
     return scores
 
 
 def is_headline(row: dict) -> bool:
     """Whether this is the one score of neighbours that counts, fixed beforehand."""
-    return (row["k"], row["temperature"]) == HEADLINE
+    return (row["k"], row["temperature"]) == (HEADLINE.k, HEADLINE.temperature)
 
 
 def arm_of_run(run: Path, recipe: dict[str, str], measure: Measure, results: Results) -> str:

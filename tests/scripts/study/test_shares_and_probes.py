@@ -51,7 +51,17 @@ def pretrained(root: Path, arm: str, seed: int, gain: float) -> None:
     (run / "result.json").write_text(json.dumps({"steps": STEPS, "provenance": {"commit": "aaa"}}))
     lines = [{"step": 1, "epoch": 0, "loss": 1.0}]
     for epochs in (10, 20):
-        lines.append({"step": epochs * 20, "epoch": epochs - 1, "split": "val", "k": 20, "top1": 20 + gain + epochs})
+        lines.append(
+            {
+                "step": epochs * 20,
+                "epoch": epochs - 1,
+                "split": "val",
+                "method": "knn",
+                "k": 20,
+                "val_resize_size": 36,
+                "top1": 20 + gain + epochs,
+            }
+        )
     (run / "log.jsonl").write_text(as_text(lines))
     write_probe(run, STEPS, gain + 40)
     write_probe(run, STEPS // 2, gain + 20)
@@ -62,7 +72,7 @@ def write_probe(run: Path, step: int, top1: float) -> None:
     for k, temperature, less in ((10, 0.07, 3), (20, 0.07, 0), (200, 0.07, 4), (200, 0.1, 5)):
         rows.append({"method": "knn", "k": k, "temperature": temperature, "top1": top1 - less})
     rows.append({"method": "linear", "k": None, "temperature": None, "top1": top1 + 12})
-    rows.append({"method": "pixels", "k": 20, "temperature": 0.07, "top1": 38.0})
+    rows.append({"method": "pixels_knn", "k": 20, "temperature": 0.07, "top1": 38.0})
     content = {
         "kind": "probe", "checkpoint": {"step": step}, "results": rows,
         "decided_by": {"weights": f"of {run.parent.name}{run.name}", "val_resize_size": [73]},
@@ -129,8 +139,8 @@ def test_p_is_corrected_over_all_shares_and_not_over_probes(summary):
     families = [
         ["235 labels 0.01", "235 labels 0.1", "235"],
         ["235 after 150 steps labels 0.01", "235 after 150 steps labels 0.1", "235 after 150 steps"],
-        ["knn while pretraining probe after 10 epochs", "knn while pretraining probe after 20 epochs"],
-        ["knn 73"], ["linear 73"], ["pixels 73"],
+        ["knn while pretraining 36 after 10 epochs", "knn while pretraining 36 after 20 epochs"],
+        ["knn 73"], ["linear 73"], ["pixels_knn 73"],
     ]  # fmt: skip
     assert [name for family in families for name in family] == list(summary)
     for family in families:
@@ -176,7 +186,7 @@ def test_probes_score_pretrainings_by_the_headline_at_their_last_checkpoint(resu
         Measure(KNN), Measure(LINEAR), Measure(PIXELS), Measure(KNN_CURVE, after=10), Measure(KNN_CURVE, after=20),
     }  # fmt: skip
     knn, linear = results[Measure(KNN)]["mfm"].units("73"), results[Measure(LINEAR)]["mfm"].units("73")
-    curve = results[Measure(KNN_CURVE, after=20)]["mfm"].units("probe")
+    curve = results[Measure(KNN_CURVE, after=20)]["mfm"].units("36")
     assert sorted(knn) == ["0", "1"]
     for unit, (score,) in knn.items():
         assert linear[unit] == [pytest.approx(score + 12)]
@@ -186,7 +196,7 @@ def test_probes_score_pretrainings_by_the_headline_at_their_last_checkpoint(resu
 def test_probes_are_compared_in_pairs_of_seeds_and_raw_pixels_are_not(summary):
     (row,) = summary["knn 73"]["comparisons"]
     assert (row["arm"], row["baseline"], row["test"], row["units"]) == ("mfm", "denoise", "paired t", [2, 2])
-    assert row["warning"] == "" and summary["pixels 73"]["comparisons"] == []
+    assert row["warning"] == "" and summary["pixels_knn 73"]["comparisons"] == []
     assert summary["knn 73"]["arms"]["mfm"]["deviation_of_finetunings"] is None
 
 
@@ -277,7 +287,7 @@ def test_the_figure_of_labels_has_the_means_and_intervals_of_the_tables(results,
 
 def test_figures_are_written_for_what_there_is(results, tmp_path):
     paths = write_figures(results, tmp_path)
-    names = ["knn_at_probe.png", "labels_at_235.png", "labels_at_235_after_150_steps.png"]
+    names = ["knn_at_36.png", "labels_at_235.png", "labels_at_235_after_150_steps.png"]
     assert sorted(path.name for path in paths) == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     finished(tmp_path / "one/f0")

@@ -171,6 +171,55 @@ def test_the_study_leaves_table_csv_and_configs(uninterrupted):
     assert resolved_config(str(uninterrupted / "configs/finetune_scratch.yaml"))["data.val_crop_size"] == 32
 
 
+PROBED = """study:
+  probe: >-
+    --config {root}/configs/sample_finetune.yaml model.name=resnet18 --data-path {images} data.val_crop_size=32
+    --val-resize-size 36 data.workers=0
+  label_fractions: [0.5, 1.0]
+  at_steps: [3]
+"""
+
+
+@pytest.mark.process
+def test_a_study_probes_its_pretrainings_and_finetunes_with_every_share(tiny, tmp_path, capsys):
+    words = PROBED.format(root=ROOT, images=tiny.parent / "images")
+    text = (
+        tiny.read_text()
+        .replace("study:\n", words)
+        .replace("filter.radius=3", "filter.radius=3 run.probe_every_epochs=2")
+    )
+    (tmp_path / "probed.yaml").write_text(text)
+    output = tmp_path / "out"
+    printed, _ = start(tmp_path / "probed.yaml", output).communicate(timeout=300)
+    assert "6 of 6 runs; written to" in printed, printed
+    rows = [row.split(",") for row in (output / "results.csv").read_text().splitlines()[1:]]
+    at_36 = [(row[0], *row[4:7]) for row in rows if row[3] in ("36", "37")]
+    finetunings = [
+        (arm, "finetuning", share, after) for arm in ("mfm", "scratch") for share in ("0.5", "1") for after in ("", "3")
+    ]
+    curve = [("mfm", "knn while pretraining", "1", str(epochs)) for epochs in (2, 4)]
+    probes = [
+        ("mfm", method, "1", "") for method in ("knn", "pixels_knn")
+    ]  # so few images are no base for a linear one
+    assert set(finetunings + curve + probes) <= set(at_36)
+    names = {path.name for path in output.iterdir()}
+    assert {"labels_at_36.png", "labels_at_36_after_3_steps.png", "knn_at_37.png", "table.md"} <= names
+    assert {"finetune_mfm_labels_0.5.yaml", "finetune_mfm.yaml"} <= {
+        path.name for path in (output / "configs").iterdir()
+    }
+
+    assert study.main([str(tmp_path / "probed.yaml"), "--output-dir", str(output), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["finished"] * 6
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("--val-resize-size 36 data", "--val-resize-size 40 data"))
+    with pytest.raises(UserError, match=r"evaluations: finished .*data.val_resize_size: \[36\] -> \[40\]"):
+        study.main([str(other), "--output-dir", str(output), "--dry-run"])
+    (output / "pretrain/mfm/p0/evaluations/probe_step_00000012.json").unlink()
+    printed, _ = start(tmp_path / "probed.yaml", output).communicate(timeout=300)
+    assert "5 of 6 runs finished already, 1 to do" in printed and "6 of 6 runs; written to" in printed
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
@@ -266,9 +315,40 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
     assert [run.config.run.seed for run in runs if run.folder.parent.name == "scratch"] == [5, 6]
 
 
+SHARES = "study:\n  label_fractions: [0.01, 0.5, 1.0]\n"
+
+
+def test_every_arm_is_finetuned_with_every_share_of_the_labels(tiny, tmp_path):
+    """`scratch` has words of its own for one of them."""
+    shares = tiny.read_text().replace("study:\n", SHARES)
+    shares = shares.replace("scratch: {finetune", "scratch: {0.5: optimizer.learning_rate=0.5, finetune")
+    (tmp_path / "shares.yaml").write_text(shares)
+    runs = [run for run in read_study(str(tmp_path / "shares.yaml"), tmp_path).runs if run.kind == FINETUNING]
+    folders = {str(run.folder.relative_to(tmp_path / "finetune")): run.config for run in runs}
+    assert {name: config.data.label_fraction for name, config in folders.items()} == {
+        "mfm/labels_0.01/p0_f0": 0.01, "mfm/labels_0.5/p0_f0": 0.5, "mfm/labels_1/p0_f0": 1.0,
+        "scratch/labels_0.01/f0": 0.01, "scratch/labels_0.5/f0": 0.5, "scratch/labels_1/f0": 1.0,
+    }  # fmt: skip
+    rates = {name: config.optimizer.learning_rate for name, config in folders.items() if name.startswith("scratch")}
+    assert rates.pop("scratch/labels_0.5/f0") == 0.5 and set(rates.values()) == {1e-3}
+    names = {run.config_name() for run in runs if run.needs}
+    assert names == {"finetune_mfm_labels_0.01", "finetune_mfm_labels_0.5", "finetune_mfm"}
+
+
+def test_a_study_goes_seed_by_seed_so_that_a_part_of_it_has_all_arms(tiny, tmp_path):
+    seeds = "pretrain_seeds: [0, 1]\n  scratch_seeds: [5, 6, 7]\npretrainings:"
+    (tmp_path / "more.yaml").write_text(tiny.read_text().replace("pretrainings:", f"  {seeds}", 1))
+    runs = read_study(str(tmp_path / "more.yaml"), tmp_path).runs
+    names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs if run.kind == FINETUNING]
+    assert names == ["mfm/p0_f0", "scratch/f5", "mfm/p1_f1000", "scratch/f6", "scratch/f7"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        ("study:\n", "study:\n  label_fractions: [0.1, 0.1]\n", "study.label_fractions = .*not name a value twice"),
+        ("study:\n", "study:\n  label_fractions: [0]\n", "study.label_fractions = .*must be > 0 and ≤ 1"),
+        ("scratch: {finetune", "scratch: {0.5: --epochs 9, finetune", "arms.scratch: must hold .*label_fractions"),
         ("study:\n", "study:\n  finetune_seed: [1]\n", "study.finetune_seed = .*unknown key; .*study.finetune_seeds"),
         ("study:\n", "study:\n  scratch_seeds: [1, 1]\n", "study.scratch_seeds = .*must not name a value twice"),
         ("study:\n", "study:\n  baseline: [nobody]\n", "study.baseline: must name arms"),
