@@ -49,8 +49,15 @@ def machine_memory(symptom: str) -> str:
 
 
 def line_about_memory(error: BaseException, pattern: str) -> str:
-    """The line of the message that says so: that of a loader's thread begins with the trace of the thread."""
+    """The line of the message that says so, in whole sentences if it is long; a thread's begins with its trace."""
     for line in str(error).splitlines():
         if re.search(pattern, line, re.IGNORECASE) and not line.startswith("Caught"):
-            return line.strip()[:100].strip(" .")
-    return first_line(error)[:100].strip(" .") or type(error).__name__
+            return shortened(line.strip())
+    return shortened(first_line(error)) or type(error).__name__
+
+
+def shortened(line: str) -> str:
+    """At most 100 characters."""
+    if len(line) > 100:
+        line = line[:100].rpartition(". ")[0] or line[:100]
+    return line.strip(" .")

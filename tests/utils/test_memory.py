@@ -37,6 +37,14 @@ def test_of_a_gpu(error, symptom):
     assert symptom in text and "Lower train.images_per_device" in text and "data.val_batch_size" in text
 
 
+def test_a_long_message_is_quoted_in_whole_sentences():
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total capacity of 23.69 GiB of which 17.00 MiB is "
+        "free. Including non-PyTorch memory, this process has 23.60 GiB memory in use."
+    )
+    assert "memory ran out (CUDA out of memory. Tried to allocate 50.00 MiB). Lower" in explain(error)
+
+
 @pytest.mark.parametrize(
     ("error", "symptom"),
     [
