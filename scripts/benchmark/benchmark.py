@@ -182,6 +182,7 @@ def add_step_options(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet50", help="a torchvision ResNet")
     parser.add_argument("--precision", default="auto", help="of our side: auto, float32, bfloat16 or float16")
     parser.add_argument("--ranks", type=int, nargs="*", default=[], help="also real runs with so many ranks")
+    parser.add_argument("--compile", help="of our side: backend of torch.compile, as train.compile: inductor")
     parser.add_argument("--profile", help="file for a trace of one of our steps")
     add_batch_option(parser)
 
@@ -194,9 +195,10 @@ def measure_step(options: Namespace, folder: Path) -> dict:
     """A training step on noise beside CoinCheung/MFM's; with --ranks also real runs of pretrain.py."""
     options.recipe = COINCHEUNG.key
     arguments = {"model": options.model, "batch": options.batch, "size": options.size, "device": options.device}
-    our_side = Side("our_step", ours.OurStep, {**arguments, "precision": options.precision}, keeps_freed_memory=True)
+    our_arguments = {**arguments, "precision": options.precision, "compile_with": options.compile}
+    our_side = Side("our_step", ours.OurStep, our_arguments, keeps_freed_memory=True)
     their_side = Side("full_spectrum_step", theirs.CoinCheungStep, arguments, keeps_freed_memory=False)
-    figures = {"step": compare(our_side, their_side, conditions_of(options), trace=options.profile)}
+    figures = {"step": compare(our_side, their_side, conditions_of(options), launches=True, trace=options.profile)}
     if options.ranks:
         fill_data_path(options, folder)
         batch = 2 * options.batch

@@ -161,7 +161,7 @@ class OurCorruption:
 class OurStep:
     """A training step of configs/pretrain_resnet50.yaml on the same batch of noise at each call."""
 
-    def __init__(self, model: str, precision: str, batch: int, size: int, device: str):
+    def __init__(self, model: str, precision: str, batch: int, size: int, device: str, compile_with: str | None = None):
         config = parse_command_line(PretrainConfig, ["--config", str(ROOT / "configs/pretrain_resnet50.yaml")], "")
         torch_device = torch.device(device)
         dtype = choose_precision(precision, torch_device)
@@ -174,6 +174,7 @@ class OurStep:
             World(rank=0, size=1, local_size=1, device=torch_device),
             dtype,
             clip_grad_norm=config.optimizer.clip_grad_norm,
+            compile_with=compile_with,
         )
         self.task = MaskedFrequencyModelling.from_config(config, torch_device)
         self.micro_batches = [noise_batch(batch, size, device)]

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch.profiler import profile
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from utils.process import die_with_parent, keep_freed_memory
 
@@ -101,6 +102,31 @@ def measure_memory(trace: str | None) -> dict[str, float]:
     return {"most_mb": round(max(held) / 1e6, 1), "left_mb": round(held[-1] / 1e6, 1)}
 
 
+def measure_launches() -> dict[str, int] | str:
+    """In a side's process: the kernels, and the copies and fills of memory, that a call starts on the GPU.
+
+    Returns: "not available" on a CPU, and where CUDA's profiler sees nothing, as without the rights for it.
+    """
+    if ThisProcess.device != "cuda":
+        return "not available"
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        ThisProcess.task()
+        synchronize(ThisProcess.device)
+    names = []
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            names.append(event.name)
+    return counts_of_launches(names)
+
+
+def counts_of_launches(names: list[str]) -> dict[str, int] | str:
+    """Of the names that the profiler gives to what ran on a GPU."""
+    copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
+    if copies == len(names):
+        return "not available"
+    return {"kernels": len(names) - copies, "copies": copies}
+
+
 def synchronize(device: str) -> None:
     """Wait for the device: work on a GPU goes on after the call that started it."""
     if device == "cuda":
@@ -130,6 +156,9 @@ class Contestant:
     def memory(self, trace: str | None = None) -> dict[str, float]:
         return self.result_of(self.process.submit(measure_memory, trace))
 
+    def launches(self) -> dict[str, int] | str:
+        return self.result_of(self.process.submit(measure_launches))
+
     def result_of(self, answer: Future):
         """Raises: what the side raised; RuntimeError if its process ended."""
         try:
@@ -140,12 +169,14 @@ class Contestant:
 
 
 def compare(
-    ours: Side, theirs: Side, conditions: Conditions, memory: bool = False, trace: str | None = None
-) -> dict[str, object]:
+    ours: Side, theirs: Side, conditions: Conditions, memory: bool = False, launches: bool = False,
+    trace: str | None = None,
+) -> dict[str, object]:  # fmt: skip
     """Milliseconds of each side for a unit of work, and theirs / ours, pair by pair.
 
     Args:
         memory: also tell the MB of tensors of each side.
+        launches: also tell what a call of each side starts on the GPU.
         trace: file for a trace of one call of our side.
     """
     our_seconds, their_seconds = [], []
@@ -165,6 +196,8 @@ def compare(
         figures = comparison(ours.name, theirs.name, our_seconds, their_seconds)
         if memory:
             figures["memory"] = {"ours": our_side.memory(), "theirs": their_side.memory()}
+        if launches:
+            figures["launches"] = {"ours": our_side.launches(), "theirs": their_side.launches()}
         if trace is not None:
             our_side.memory(trace)
     return figures

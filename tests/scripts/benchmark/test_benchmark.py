@@ -172,18 +172,35 @@ def test_a_side_that_fails_ends_the_benchmark(make, message):
             contestant.wait_until_ready()
 
 
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (["Memcpy DtoD (Device -> Device)", "ampere_sgemm", "Memset (Device)", "ampere_sgemm"], (2, 2)),
+        (["vectorized_elementwise_kernel"], (1, 0)),
+    ],
+)
+def test_kernels_are_told_from_copies(names, counts):
+    assert side_by_side.counts_of_launches(names) == {"kernels": counts[0], "copies": counts[1]}
+
+
+@pytest.mark.parametrize("names", [[], ["Memcpy HtoD (Pinned -> Device)"]])
+def test_a_profiler_that_sees_no_kernel_is_not_believed(names):
+    assert side_by_side.counts_of_launches(names) == "not available"
+
+
 @pytest.mark.process
 def test_step_writes_a_trace(tmp_path):
     trace = tmp_path / "trace.json"
     words = ("--pairs", "2", "--size", "64", "--batch", "4", "--model", "resnet18", "--profile", str(trace))
     figures = run(tmp_path, "step", *words)
     assert_compared(figures["step"], 2)
+    assert figures["step"]["launches"] == {"ours": "not available", "theirs": "not available"}
     assert figures["settings"]["recipe"] == "code_a" and figures["settings"]["batch"] == 4
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
     assert "aten::convolution" in names and "aten::_fft_r2c" in names
 
 
-def compare_in_this_process(our_side, their_side, conditions, memory=False, trace=None) -> dict:
+def compare_in_this_process(our_side, their_side, conditions, memory=False, launches=False, trace=None) -> dict:
     """Instead of `compare`, which starts two processes: each side is built and works once."""
     assert conditions == CONDITIONS
     for one in (our_side, their_side):
