@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import PretrainConfig
-from data.folder import check_same_classes, count_names, look_alikes, open_root, spelled
+from data.class_names import check_same_classes, look_alikes, spelled
+from data.folder import count_names, open_root
 from data.listing import LeftOut, list_images, list_root
 from scripts.image_checks import ImageCheck
 from utils.config import build, read_yaml
