@@ -166,10 +166,7 @@ def read_root(root: str) -> Root:
     try:
         return list_root(root)
     except OSError as error:
-        remedy = (
-            "data.data_path (--data-path) must hold train/ and val/ with one folder a class in each; scripts/split.py "
-            "makes them of one folder with classes"
-        )
+        remedy = "data.data_path (--data-path) must hold train/<class>/ and val/<class>/; scripts/split.py makes both"
         raise UserError(f"{root}: no such image folder ({error.strerror}); {remedy}") from error
 
 

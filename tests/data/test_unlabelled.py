@@ -84,7 +84,7 @@ def test_images_are_looked_for_in_train_if_there_is_one(tmp_path):
         training_root(str(root))
     touch(root, "train/1.png")
     assert training_root(str(root)) == f"{root}/train"
-    with pytest.raises(UserError, match=r"nowhere/train: no such image folder .*scripts/split\.py makes them"):
+    with pytest.raises(UserError, match=r"nowhere/train: no such image folder .*scripts/split\.py makes both"):
         ImageFolder(training_root(str(tmp_path / "nowhere")), labelled=False)
 
 
