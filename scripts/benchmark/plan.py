@@ -67,7 +67,7 @@ class Recipe:
     crop_size: int  # pixels
     batch_size: int
     images_per_device: int | None
-    epochs: int
+    epochs: float
     parameters: int
 
 
@@ -118,12 +118,16 @@ def read_recipe(path: str) -> Recipe:
             model = masked_frequency_network(trunk, out_channels=1)
         else:
             model = masked_frequency_network(trunk, out_channels=3)
+    batch_size = config["train.batch_size"]
+    epochs = config["schedule.epochs"]
+    if config["schedule.steps"] is not None:
+        epochs = config["schedule.steps"] / (IMAGES // batch_size)
     return Recipe(
         name=Path(path).stem,
         crop_size=config["data.train_crop_size"],
-        batch_size=config["train.batch_size"],
+        batch_size=batch_size,
         images_per_device=config["train.images_per_device"],
-        epochs=config["schedule.epochs"],
+        epochs=epochs,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 

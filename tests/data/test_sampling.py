@@ -26,9 +26,12 @@ class PlannedJob:
     ranks: int
     epochs: int
     repeats: int = 1
+    given_steps: int | None = None  # the length of the training, where it is not in epochs
 
     @property
     def steps(self):
+        if self.given_steps is not None:
+            return self.given_steps
         return self.length // self.batch_size * self.epochs
 
     @property
@@ -48,6 +51,7 @@ class PlannedJob:
                 rank=rank,
                 world_size=self.ranks,
                 augmentation_repeats=self.repeats,
+                steps=self.given_steps,
             )
             plans.append(plan)
         return plans
@@ -64,10 +68,13 @@ class PlannedJob:
         return keys_at
 
     def expected_keys(self):
-        """Each epoch's order, every image so often in a row, as many as whole batches take; a batch by repeats."""
+        """Each epoch's order, every image so often in a row, as many as whole batches take; a batch by repeats.
+
+        The keys of the job's steps: the last epoch is cut, or more epochs follow, where steps are given.
+        """
         used = self.length // self.batch_size * self.batch_size
         keys = []
-        for epoch in range(self.epochs):
+        for epoch in range(max(self.epochs, self.steps)):  # an epoch has one step at least
             of_epoch = []
             for image in epoch_order(self.length, SEED, epoch).tolist():
                 of_epoch.append((epoch, image))
@@ -75,7 +82,7 @@ class PlannedJob:
                     of_epoch.append((epoch, image, repeat))
             for first in range(0, used, self.batch_size):
                 keys += sorted(of_epoch[first : first + self.batch_size], key=lambda key: key[2:])
-        return keys
+        return keys[: self.steps * self.batch_size]
 
 
 @st.composite
@@ -83,7 +90,8 @@ def jobs(draw):
     images, ranks, micro_steps = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
     batch = images * ranks * micro_steps
     length = draw(st.integers(batch, 4 * batch + 7))
-    return PlannedJob(length, batch, images, ranks, epochs=draw(st.integers(1, 3)), repeats=draw(st.integers(1, 4)))
+    epochs, steps = draw(st.integers(1, 3)), draw(st.none() | st.integers(1, 13))
+    return PlannedJob(length, batch, images, ranks, epochs, repeats=draw(st.integers(1, 4)), given_steps=steps)
 
 
 def in_order(micro_batches):
@@ -146,6 +154,14 @@ def test_sizes_of_a_plan():
         images = plan.images_of(0)[4 * number : 4 * number + 4].tolist()
         assert next(batches) == [(0, image) for image in images]
     assert BatchPlan.make(103, 24, None, epochs=5, world_size=3).images_per_device == 8
+
+
+def test_steps_are_a_length_whatever_the_number_of_images():
+    for length, passes in ((94, 600), (947, 43), (9469, 5)):  # 1 %, 10 % and all of Imagenette
+        plan = BatchPlan.make(length, 64, None, epochs=100, steps=600)
+        assert (plan.total_steps, plan.passes) == (600, passes)
+    with pytest.raises(UserError, match="train.batch_size = 128: more than the 94 training images; lower it"):
+        BatchPlan.make(94, 128, None, epochs=100, steps=600)
 
 
 def in_order_of_the_folder(length, _seed, _epoch):

@@ -70,6 +70,20 @@ def test_a_resumed_finetuning_says_what_it_starts_from_and_where_it_goes_on():
     assert paragraph(config, plan, first_step=30)[-1].endswith("in epoch 3, after step 30")  # evaluation is left
 
 
+@pytest.mark.parametrize(
+    ("length", "epochs"),
+    [
+        (94, "600 of 1 steps, 600 steps in all (schedule.steps)"),
+        (9469, "5 (the last one in part) of 147 steps, 600 steps in all (schedule.steps)"),
+    ],
+)
+def test_a_length_in_steps_is_told_with_its_epochs(length, epochs):
+    plan = BatchPlan.make(length, 64, None, epochs=100, steps=600)
+    lines = paragraph(FinetuneConfig(), plan, first_step=599)
+    assert lines[4] == f"  epochs     {epochs}"
+    assert lines[-1] == f"  goes on    in epoch {600 if length == 94 else 5}, after step 599"
+
+
 def test_a_long_fact_goes_on_below_itself():
     words = ["--val-resize-size", *map(str, range(224, 274))]
     lines = paragraph(parse_command_line(FinetuneConfig, words, ""), classes=1)

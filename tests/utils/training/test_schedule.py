@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR, StepLR
 
 from configs.schema import ScheduleOptions
-from utils.training.schedule import SHAPES, LearningRate
+from utils.training.schedule import SHAPES, LearningRate, in_steps
 
 
 def learning_rate(step, steps_per_epoch, epochs, peak, warmup_epochs=0.0, warmup_learning_rate=0.0, **more):
@@ -181,6 +181,39 @@ def test_a_cosine_each_epoch_from_the_start_is_timms():
         )
         assert got == pytest.approx(expected, rel=1e-12)
         schedule.step(epoch + 1)
+
+
+LENGTHS = [
+    {"shape": "cosine"}, {"shape": "cosine", "cosine_from": "start"}, {"shape": "step", "decay_epochs": 30},
+    {"shape": "multistep"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", LENGTHS)
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("delay_steps", [0, 1])
+def test_given_steps_are_epochs_of_other_steps(options, interval, delay_steps):
+    """600 steps of 100 epochs have the rates of 100 epochs of 6 steps, however many steps an epoch of images has."""
+    more = {**options, "interval": interval, "delay_steps": delay_steps, "warmup_epochs": 5.0}
+    expected = [learning_rate(step, 6, 100, 0.5, **more) for step in range(600)]
+    for steps_per_epoch in (1, 14, 147):
+        rates = [learning_rate(step, steps_per_epoch, 100, 0.5, **more, steps=600) for step in range(600)]
+        np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_steps_need_no_whole_number_for_an_epoch(interval):
+    rates = [learning_rate(step, 147, 100, 0.5, 10.0, interval=interval, steps=77) for step in range(77)]
+    assert rates[0] == 0 and max(rates) == pytest.approx(0.5, rel=5e-3)
+    assert rates.index(max(rates)) == 8  # the first step after 10 of 100 epochs, which are 7.7 steps
+    assert rates[8:] == sorted(rates[8:], reverse=True) and 0 < rates[-1] < 2e-3
+
+
+def test_what_is_given_in_epochs_keeps_its_share_of_the_steps():
+    plain, given = ScheduleOptions(epochs=100), ScheduleOptions(epochs=100, steps=1470)
+    assert in_steps(10, plain, 147) == 1470 and in_steps(0.5, plain, 147) == 74 and in_steps(0, plain, 147) == 0
+    assert in_steps(10, given, 1) == in_steps(10, given, 147) == 147
+    assert in_steps(1, ScheduleOptions(epochs=100, steps=7), 147) == 1  # never none
 
 
 def test_every_shape_in_the_schema_is_in_the_table():
