@@ -12,7 +12,7 @@ import torch
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
-from data.folder import ImageFolder
+from data.folder import ImageFolder, training_root
 from data.identity import check_pixels, identity
 from data.loader import StepBatches
 from data.samples import TrainingSamples, fixed_images
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes
-    root = os.path.join(config.data.data_path, "train")
     folder = job.open_folder(lambda: ImageFolder(
-        root, holdout_fraction=config.data.holdout_fraction, train_list=config.data.train_list,
+        training_root(config.data.data_path), holdout_fraction=config.data.holdout_fraction,
+        train_list=config.data.train_list, labelled=False,
     ))  # fmt: skip
     check_pixels(folder, needs_detail=True)
     data = {"train": identity(folder)}
@@ -78,8 +78,7 @@ def main(argv: list[str]) -> int:
 
     # Train: the loop, and what happens every so many steps
     log = open_log(
-        config, job, plan, first_step, task="pretraining", model=state.model, classes=len(folder.classes),
-        images={"train": len(folder)},
+        config, job, plan, first_step, task="pretraining", model=state.model, images={"train": len(folder)},
     )  # fmt: skip
     probes = []  # at most one
     if to_probe is not None:
@@ -143,7 +142,7 @@ def show_reconstructions(
         val = os.path.join(config.data.data_path, "val")
         if os.path.isdir(val):
             try:
-                folder = ImageFolder(val)
+                folder = ImageFolder(val, labelled=False)
             except UserError as error:
                 log.say(f"warning: {error}; TensorBoard shows images of train instead")
         images = fixed_images(folder, PICTURES, config.data.train_crop_size, config.data.interpolation)

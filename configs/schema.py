@@ -88,7 +88,7 @@ class FinetuneRunOptions(RunOptions):
 
 @dataclass(frozen=True)
 class DataOptions:
-    data_path: str = knob("imagenet", "folder with train/ and val/, one folder a class in each",
+    data_path: str = knob("imagenet", "folder with train/<class>/ and val/<class>/; pretraining takes any folder",
                           flag="--data-path", affects="nothing")
     train_crop_size: int = knob(224, "side of a training image", "pixels", low=8, high=4096, compared=True)
     crop_ratio: tuple[float, float] = knob(

@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-import unicodedata
 
 import numpy as np
 
-from data.image_list import read_image_list
+from data.class_names import abbreviate, check_same_classes, look_alikes, spelled
+from data.image_list import ImageList, read_image_list
 from data.index import image_files
-from data.listing import BESIDE, EXTENSIONS, LeftOut, list_root
+from data.listing import BESIDE, EXTENSIONS, LeftOut, Root, list_root
 from data.shares import is_held_out, label_share
-from utils.errors import UserError, printable
+from utils.errors import UserError
 
 
 class ImageFolder:
@@ -26,56 +26,90 @@ class ImageFolder:
         held_out: take the images set apart instead of the others.
         label_fraction: share of each class to use; data/shares.py says which images that are.
         train_list: file that names the images to use; a share is then one of these.
-    Raises: UserError on a missing root, no class folder, an empty class, classes that look alike, classes other than
-        those asked for, a broken link, a pipe named like an image, a folder in two classes, a class that is held out
-        whole, nothing held out where that is asked for, or a list that cannot be used (data/image_list.py).
+        labelled: False: any folder will do, and nobody asks for class numbers. The images that lie in root itself come
+            first, then those of each folder in it, which may be empty. So the order is the same for a folder that has
+            class folders alone. A list may name files anywhere.
+    Raises: UserError on a missing root, a broken link, a pipe named like an image, a folder in two classes, nothing
+        held out where that is asked for, or a list that cannot be used (data/image_list.py); without images; and if it
+        is labelled, on no class folder, an empty class, classes that look alike, classes other than those asked for, or
+        a class that is held out whole.
     """
 
     def __init__(
         self, root: str, classes: list[str] | None = None, holdout_fraction: float = 0.0, held_out: bool = False,
-        label_fraction: float = 1.0, train_list: str | None = None,
+        label_fraction: float = 1.0, train_list: str | None = None, labelled: bool = True,
     ):  # fmt: skip
         self.root = root
+        self.labelled = labelled
+        self.left_out: dict[str, int] = {}
+        self.left_out_examples: dict[str, list[str]] = {}
+        self.classes: list[str] = []
         image_list = None
         if train_list is not None:
-            image_list = read_image_list(train_list)  # before the listing, which may take a minute
-        self.classes, left_out = open_root(root)
-        if classes is not None:
-            check_same_classes(root, self.classes, classes)
-            self.classes = list(classes)
+            image_list = read_image_list(train_list, root)  # before the listing, which may take a minute
 
-        listing = image_files(root, self.classes)
-        raise_first(listing.problems)
-        left_out.merge(listing.left_out)
-        self.left_out: dict[str, int] = left_out.counts
-        self.left_out_examples: dict[str, list[str]] = left_out.examples
-        names_of_class = listing.names_of_class
-        for class_name, names in zip(self.classes, names_of_class, strict=True):
-            if not names:
-                kinds = " ".join(EXTENSIONS)
-                raise UserError(
-                    f"{os.path.join(root, class_name)}: this class has no image ({kinds}); add some or remove it"
-                )
-        images_found = sum(map(count_names, names_of_class))
-        if image_list is not None:
-            names_of_class = image_list.choose(root, names_of_class)
+        if image_list is not None and not labelled and image_list.is_of_files_elsewhere():
+            names_of_class = [image_list.files()]
+            images_found = count_names(names_of_class[0])
+        else:
+            names_of_class = self.list_labelled(classes) if labelled else self.list_all()
+            images_found = sum(map(count_names, names_of_class))
+            if image_list is not None:
+                names_of_class = image_list.choose(names_of_class)
         if label_fraction < 1:
             names_of_class = [joined(label_share(apart(names), label_fraction)) for names in names_of_class]
         if holdout_fraction or held_out:
-            names_of_class = holdout_split(root, self.classes, names_of_class, holdout_fraction, held_out)
+            names_of_class = holdout_split(
+                root, self.classes if labelled else None, names_of_class, holdout_fraction, held_out
+            )
 
         images_of_class = [count_names(names) for names in names_of_class]
         self.part = ""  # of the images in root, in words; "" if no list or share was given
         if image_list is not None or label_fraction < 1:
-            self.part = part_in_words(images_of_class, images_found, label_fraction)
-            if image_list is not None:
-                self.part += f", data.train_list = {train_list}"
-                if image_list.doubled:
-                    self.part += f" ({image_list.doubled:,} lines repeat a name)"
-        self.labels = np.repeat(np.arange(len(self.classes), dtype=np.int32), images_of_class)
+            self.part = part_in_words(images_of_class, images_found, label_fraction, image_list)
+        self.labels = np.repeat(np.arange(len(names_of_class), dtype=np.int32), images_of_class)
         names = b"\0".join(names for names in names_of_class if names)
         self._names = np.frombuffer(names, dtype=np.uint8)
         self._ends = np.append(np.flatnonzero(self._names == 0), len(self._names))
+
+    def list_labelled(self, classes: list[str] | None) -> list[bytes]:
+        """The images of each class, joined by zero bytes. Sets classes and what is left out."""
+        self.classes, left_out = open_root(self.root)
+        if classes is not None:
+            check_same_classes(self.root, self.classes, classes)
+            self.classes = list(classes)
+        listing = image_files(self.root, self.classes)
+        raise_first(listing.problems)
+        self.note_left_out(left_out, listing.left_out)
+        for class_name, names in zip(self.classes, listing.names_of_class, strict=True):
+            if not names:
+                kinds = " ".join(EXTENSIONS)
+                raise UserError(
+                    f"{os.path.join(self.root, class_name)}: this class has no image ({kinds}); add some or remove it"
+                )
+        return listing.names_of_class
+
+    def list_all(self) -> list[bytes]:
+        """The images in root itself, if it has some, and of each folder in it. Sets classes and what is left out."""
+        found = read_root(self.root)
+        raise_first(found.problems)
+        self.classes = found.classes
+        listing = image_files(self.root, self.classes)
+        raise_first(listing.problems)
+        names_of_class = listing.names_of_class
+        if found.images:
+            found.left_out.remove(BESIDE)
+            names_of_class = [joined(sorted(found.images)), *names_of_class]
+        self.note_left_out(found.left_out, listing.left_out)
+        if not any(names_of_class):
+            kinds = " ".join(EXTENSIONS)
+            raise UserError(f"{self.root}: neither it nor a folder in it has an image ({kinds}); add some")
+        return names_of_class
+
+    def note_left_out(self, in_root: LeftOut, below: LeftOut) -> None:
+        in_root.merge(below)
+        self.left_out = in_root.counts
+        self.left_out_examples = in_root.examples
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,19 +165,40 @@ def open_root(root: str) -> tuple[list[str], LeftOut]:
 
     Raises: UserError if root cannot be read, has no class folder, a broken link, or classes that look alike.
     """
-    try:
-        found = list_root(root)
-    except OSError as error:
-        remedy = "data.data_path (--data-path) must hold train/ and val/ with one folder a class in each"
-        raise UserError(f"{root}: no such image folder ({error.strerror}); {remedy}") from error
+    found = read_root(root)
     raise_first(found.problems)
     if not found.classes:
         held = "no class folders"
-        if BESIDE in found.left_out.counts:
-            held += f", but {found.left_out.counts[BESIDE]} images beside where they should be"
-        raise UserError(f"{root}: has {held}; images belong into {os.path.join(root, '<class>')}/")
+        if found.images:
+            held += f", but {len(found.images)} images beside where they should be"
+        remedy = f"images belong into {os.path.join(root, '<class>')}/"
+        if any(name.startswith(b"ILSVRC2012_val_") for name in found.images):
+            remedy = "scripts/prepare_imagenet.py sorts ImageNet's val into class folders"
+        raise UserError(f"{root}: has {held}; {remedy}")
     raise_first(look_alikes(root, found.classes))
     return found.classes, found.left_out
+
+
+def read_root(root: str) -> Root:
+    """What a folder holds itself. Raises: UserError if it cannot be read."""
+    try:
+        return list_root(root)
+    except OSError as error:
+        remedy = "data.data_path (--data-path) must hold train/<class>/ and val/<class>/; scripts/split.py makes both"
+        raise UserError(f"{root}: no such image folder ({error.strerror}); {remedy}") from error
+
+
+def training_root(data_path: str) -> str:
+    """Where the images to pretrain on are: in train/ if there is one, else anywhere in the folder.
+
+    Raises: UserError if it has no train/ but a val/, which would be pretrained on.
+    """
+    train = os.path.join(data_path, "train")
+    if os.path.lexists(train) or not os.path.exists(data_path):
+        return train
+    if os.path.lexists(os.path.join(data_path, "val")):
+        raise UserError(f"{data_path}: has val/ and no train/; put the images to train on into {train}/")
+    return data_path
 
 
 def raise_first(problems: list[str]) -> None:
@@ -154,37 +209,6 @@ def raise_first(problems: list[str]) -> None:
     if len(problems) > 1:
         problem += f" (and {len(problems) - 1} more problems, which scripts/check_data.py lists)"
     raise UserError(problem)
-
-
-def look_alikes(root: str, classes: list[str]) -> list[str]:
-    """A line for each class name that looks like another one, with the code points that differ."""
-    lines = []
-    seen: dict[str, str] = {}
-    for name in classes:
-        look = appearance(name)
-        if look in seen:
-            lines.append(
-                f"{root}: the class folders {spelled(seen[look])} and {spelled(name)} look alike but are two names; "
-                "merge them, or rename one"
-            )
-        seen[look] = name
-    return lines
-
-
-def appearance(name: str) -> str:
-    """What names have in common that look alike: without invisible characters, and every accent in one spelling."""
-    composed = unicodedata.normalize("NFC", name)
-    visible = [character for character in composed if unicodedata.category(character) not in ("Cf", "Cc")]
-    return "".join(visible).strip()
-
-
-def spelled(name: str) -> str:
-    """A name with the code points of what is not plain ASCII, so that names that look alike can be told apart."""
-    special = [character for character in name if not "!" <= character <= "~"]
-    if not special or (set(special) == {" "} and name == name.strip()):
-        return name
-    code_points = " ".join(f"U+{ord(character):04X}" for character in special)
-    return f"{printable(name)} [{code_points}]"
 
 
 def check_labels(folder: ImageFolder) -> None:
@@ -211,45 +235,45 @@ def check_labels(folder: ImageFolder) -> None:
         )
 
 
-def check_same_classes(root: str, folders: list[str], classes: list[str]) -> None:
-    """Raise UserError unless the class folders in root are the classes of the training set or checkpoint."""
-    missing = sorted(set(classes) - set(folders))
-    unexpected = sorted(set(folders) - set(classes))
-    if missing or unexpected:
-        raise UserError(
-            f"{root}: its class folders are not those of the training set or checkpoint: "
-            f"missing {abbreviate(missing)}; unexpected {abbreviate(unexpected)}; make the folders agree"
-        )
-
-
-def part_in_words(images_of_class: list[int], images_found: int, label_fraction: float) -> str:
+def part_in_words(
+    images_of_class: list[int], images_found: int, label_fraction: float, image_list: ImageList | None
+) -> str:
     """Such as "94 of 9,469 images, 9 to 10 a class (data.label_fraction = 0.01)"."""
+    words = f"{sum(images_of_class):,} of {images_found:,} images"
     fewest, most = min(images_of_class), max(images_of_class)
-    a_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    words = f"{sum(images_of_class):,} of {images_found:,} images, {a_class} a class"
+    if len(images_of_class) > 1:
+        a_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        words += f", {a_class} a class"
     if label_fraction < 1:
         words += f" (data.label_fraction = {label_fraction:g})"
+    if image_list is not None:
+        words += f", data.train_list = {image_list.path}"
+        if image_list.doubled:
+            words += f" ({image_list.doubled:,} lines repeat a name)"
     return words
 
 
 def holdout_split(
-    root: str, classes: list[str], names_of_class: list[bytes], fraction: float, held_out: bool
+    root: str, classes: list[str] | None, names_of_class: list[bytes], fraction: float, held_out: bool
 ) -> list[bytes]:
     """The images of each class that are held out, or the others, as `image_files` gives them: joined by zero bytes.
 
-    Raises: UserError if a class is held out whole, or nothing is held out where that is asked for.
+    Args:
+        classes: each of which must keep an image; None: nobody needs them.
+    Raises: UserError if a class is held out whole, or nothing is held out where that is asked for, or all.
     """
     chosen = []
-    for class_name, names in zip(classes, names_of_class, strict=True):
+    for number, names in enumerate(names_of_class):
         names_chosen = [name for name in apart(names) if is_held_out(name, fraction) == held_out]
-        if names and not names_chosen and not held_out:
+        if classes is not None and names and not names_chosen and not held_out:
             raise UserError(
-                f"data.holdout_fraction = {fraction}: holds out every image of {os.path.join(root, class_name)} "
+                f"data.holdout_fraction = {fraction}: holds out every image of {os.path.join(root, classes[number])} "
                 f"({count_names(names)}): lower it, or add images"
             )
         chosen.append(joined(names_chosen))
     if not any(chosen):
-        raise UserError(f"data.holdout_fraction = {fraction}: holds out no image of {root}; raise it")
+        which, remedy = ("no image", "raise it") if held_out else ("every image", "lower it")
+        raise UserError(f"data.holdout_fraction = {fraction}: holds out {which} of {root}; {remedy}")
     return chosen
 
 
@@ -267,13 +291,3 @@ def count_names(names: bytes) -> int:
     if not names:
         return 0
     return names.count(b"\0") + 1
-
-
-def abbreviate(names: list[str]) -> str:
-    """The first three of some names, and how many more there are."""
-    if not names:
-        return "none"
-    listed = ", ".join(spelled(name) for name in names[:3])
-    if len(names) > 3:
-        return f"{listed} and {len(names) - 3} more"
-    return listed

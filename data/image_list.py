@@ -13,14 +13,15 @@ class ImageList:
     """The names of a list, each once.
 
     A name with a slash is a path inside the data set's folder, as `ant/1.jpg`. A name without one is that of a file in
-    whichever class folder has it, as `n04235860_14959.JPEG`.
+    whichever folder has it, as `n04235860_14959.JPEG`.
     """
 
     path: str
+    root: str  # folder of the data set
     names: set[bytes]
     doubled: int  # lines that repeat a name
 
-    def choose(self, root: str, names_of_class: list[bytes]) -> list[bytes]:
+    def choose(self, names_of_class: list[bytes]) -> list[bytes]:
         """Those images of each class that the list names. Both as `data.index.image_files` gives them.
 
         Raises: UserError if the list has a name that no image has, or that several have, or names an image twice.
@@ -34,8 +35,8 @@ class ImageList:
                 for name in {path, file_name} & self.names:
                     if name in found:
                         raise UserError(
-                            f"data.train_list = {self.path}: {shown([name])} is the name of several images in {root}; "
-                            "write it with its folder, as ant/1.jpg"
+                            f"data.train_list = {self.path}: {shown([name])} is the name of several images in "
+                            f"{self.root}; write it with its folder, as ant/1.jpg"
                         )
                     found.add(name)
                     chosen_here.append(path)
@@ -44,18 +45,50 @@ class ImageList:
                     f"data.train_list = {self.path}: names an image with and without its folder; keep one of the two"
                 )
             chosen.append(b"\0".join(chosen_here))
-        missing = self.names - found
+        self.check_found(found)
+        return chosen
+
+    def is_of_files_elsewhere(self) -> bool:
+        """Whether a file of the list lies outside of the data set's folder; then all names are paths."""
+        return any(name.startswith((b"/", b"../")) for name in self.names)
+
+    def files(self) -> bytes:
+        """The paths of the list, sorted, joined by zero bytes. Raises: UserError if some are no files.
+
+        Each folder is read once, which takes less time than to ask for each file.
+        """
+        names_in: dict[bytes, set[bytes]] = {}
+        for name in self.names:
+            folder, _, file_name = os.path.join(os.fsencode(self.root), name).rpartition(b"/")
+            names_in.setdefault(folder, set()).add(file_name)
+        missing_from = {}
+        for folder, names in names_in.items():
+            try:
+                missing_from[folder] = names - set(os.listdir(folder or b"/"))
+            except OSError:
+                missing_from[folder] = names
+        found = set()
+        for name in self.names:
+            folder, _, file_name = os.path.join(os.fsencode(self.root), name).rpartition(b"/")
+            if file_name not in missing_from[folder]:
+                found.add(name)
+        self.check_found(found)
+        return b"\0".join(sorted(found))
+
+    def check_found(self, found: set[bytes]) -> None:
+        missing = sorted(self.names - found)
         if missing:
             raise UserError(
                 f"data.train_list = {self.path}: {len(missing):,} of its {len(self.names):,} names are no image in "
-                f"{root}: {shown(sorted(missing)[:SHOWN])}; is it the list of another data set?"
+                f"{self.root}: {shown(missing[:SHOWN])}; is it the list of another data set?"
             )
-        return chosen
 
 
-def read_image_list(path: str) -> ImageList:
+def read_image_list(path: str, root: str) -> ImageList:
     """Read a list in UTF-8. Blank lines, blanks around a name, and line ends of Windows do not count.
 
+    Args:
+        root: folder of the data set.
     Raises: UserError if the file cannot be read, is not text, or names nothing.
     """
     given = f"data.train_list = {path}"
@@ -67,6 +100,7 @@ def read_image_list(path: str) -> ImageList:
         raise UserError(f"{given}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{given}: is not text in UTF-8 (byte {error.start}); {remedy}") from error
+    above = os.path.abspath(root) + "/"
     lines = 0
     names = set()
     for line in content.split("\n"):
@@ -75,11 +109,11 @@ def read_image_list(path: str) -> ImageList:
             continue
         lines += 1
         if "/" in name:
-            name = os.path.normpath(name)  # ./ant//1.jpg is ant/1.jpg
+            name = os.path.normpath(name).removeprefix(above)  # ./ant//1.jpg is ant/1.jpg
         names.add(os.fsencode(name))
     if not names:
         raise UserError(f"{given}: names no image; {remedy}")
-    return ImageList(path, names, doubled=lines - len(names))
+    return ImageList(path, root, names, doubled=lines - len(names))
 
 
 def shown(names: list[bytes]) -> str:

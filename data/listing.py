@@ -35,6 +35,9 @@ class LeftOut:
         if len(examples) < EXAMPLES:
             examples.append(os.fsdecode(path))
 
+    def remove(self, kind: str) -> None:
+        del self.counts[kind], self.examples[kind]
+
     def merge(self, other: "LeftOut") -> None:
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
@@ -57,6 +60,7 @@ class Root:
     """What the folder of a data set holds itself."""
 
     classes: list[str] = field(default_factory=list)  # names of its folders, sorted
+    images: list[bytes] = field(default_factory=list)  # names of those beside the folders, which are left out too
     left_out: LeftOut = field(default_factory=LeftOut)
     problems: list[str] = field(default_factory=list)
 
@@ -84,10 +88,13 @@ def list_root(root: str) -> Root:
                 found.classes.append(os.fsdecode(entry.name))
             elif kind == BROKEN:
                 found.problems.append(f"{os.fsdecode(entry.path)}: {broken_link(entry)}")
-            elif entry.name.lower().endswith(ENDINGS):
-                found.left_out.add(BESIDE, entry.name)
-            else:
+            elif not entry.name.lower().endswith(ENDINGS):
                 found.left_out.add(OTHER_ENDING, entry.name)
+            elif kind == SPECIAL:
+                found.problems.append(f"{os.fsdecode(entry.path)}: {NO_FILE}")
+            else:
+                found.left_out.add(BESIDE, entry.name)
+                found.images.append(entry.name)
     found.classes.sort()
     return found
 
@@ -191,12 +198,13 @@ class Walk:
             elif kind == FILE:
                 images.append(path)
             else:
-                self.problem(path, "named like an image, but a pipe, socket or device; remove it")
+                self.problem(path, NO_FILE)
 
     def problem(self, path: bytes, text: str) -> None:
         self.listing.problems.append(f"{os.fsdecode(os.path.join(self.root, path))}: {text}")
 
 
+NO_FILE = "named like an image, but a pipe, socket or device; remove it"
 FOLDER, FILE, BROKEN, SPECIAL = "folder", "file", "a link to nothing or in a circle", "a pipe, socket or device"
 
 

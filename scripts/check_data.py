@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import PretrainConfig
-from data.folder import check_same_classes, count_names, look_alikes, open_root, spelled
-from data.listing import LeftOut, list_images, list_root
+from data.class_names import check_same_classes, look_alikes, spelled
+from data.folder import apart, count_names, open_root
+from data.listing import BESIDE, LeftOut, list_images, list_root
 from scripts.image_checks import ImageCheck
 from utils.config import build, read_yaml
 from utils.console import progress_bar, say
@@ -33,6 +34,7 @@ from utils.process import shield_worker
 SHOWN = 20  # findings that are printed
 LONGEST_LINE = 1000  # characters; paths are whole
 MEASURED = 2000  # images whose brightness is compared with a config
+SMALL = 5  # images; a class of fewer is noted
 FAR_MEAN = 0.5  # of a standard deviation
 FAR_STD = 1.5  # times
 
@@ -40,7 +42,9 @@ FAR_STD = 1.5  # times
 FOLDERS = "folders, links and names to mend"
 CLASSES = "classes that train and val do not share"
 FEW_IMAGES = "classes with one image or none"
+SMALL_CLASS = "in a class of fewer than 5"
 ONE_CLASS = "one class only"
+NO_CLASSES = "no class folders"
 IN_BOTH = "images of train that are in val too"
 BRIGHTNESS = "brightness unlike the config's"
 
@@ -81,7 +85,8 @@ class Split:
 def list_split(root: str, findings: Findings) -> Split:
     """What training will find in a folder, and more, since nothing here ends the listing.
 
-    Raises: UserError if the folder cannot be read or has no class folder.
+    Images beside the class folders are in the list, since pretraining uses them.
+    Raises: UserError if the folder cannot be read or has no image and no class folder, or is val and has none.
     """
     try:
         found = list_root(root)
@@ -91,17 +96,22 @@ def list_split(root: str, findings: Findings) -> Split:
     listing = list_images(root, found.classes)
     for problem in sorted(found.problems + listing.problems) + look_alikes(root, found.classes):
         findings.add(FOLDERS, problem)
+    if not found.classes and found.images:
+        found.left_out.remove(BESIDE)  # there is nothing that they are beside
     for left_out in (found.left_out, listing.left_out):
         findings.add_left_out(root, left_out)
-    if not found.classes and not found.problems:
+    is_val = os.path.basename(root) == "val"
+    if not found.classes and not found.problems and (is_val or not found.images):
         open_root(root)
-    paths = []
+    paths = [os.path.join(root, os.fsdecode(name)) for name in sorted(found.images)]
     for class_name, names in zip(found.classes, listing.names_of_class, strict=True):
         images = count_names(names)
         if images < 2:
             findings.add(FEW_IMAGES, f"{os.path.join(root, spelled(class_name))}: this class has {images} images")
-        if images:
-            paths += [os.path.join(root, os.fsdecode(name)) for name in names.split(b"\0")]
+        of_class = [os.path.join(root, os.fsdecode(name)) for name in apart(names)]
+        if 1 < images < SMALL and not is_val:
+            findings.notes.setdefault(SMALL_CLASS, []).extend(of_class)
+        paths += of_class
     return Split(root, found.classes, paths)
 
 
@@ -119,7 +129,20 @@ def list_splits(root: Path, findings: Findings) -> list[Split]:
         raise UserError("; ".join(errors))
     for error in errors:
         findings.add(FOLDERS, error)
+    check_classes(splits, findings)
+    return splits
+
+
+def check_classes(splits: list[Split], findings: Findings) -> None:
+    """Whether the classes of train can be learned, and are those of val."""
     train = splits[0]
+    if not train.classes:
+        sentence = f"{train.root}: has no class folders: pretraining can use it, finetuning not"
+        if len(splits) == 2:
+            findings.add(NO_CLASSES, sentence)
+        else:
+            findings.notes[NO_CLASSES] = [train.root]
+        return
     if len(splits) == 2:
         try:
             check_same_classes(splits[1].root, splits[1].classes, train.classes)
@@ -133,7 +156,6 @@ def list_splits(root: Path, findings: Findings) -> list[Split]:
             findings.add(ONE_CLASS, sentence)
         else:
             findings.notes[ONE_CLASS] = [train.root]
-    return splits
 
 
 def sizes_in_both(splits: list[Split]) -> frozenset[int]:
@@ -225,7 +247,7 @@ def print_findings(findings: Findings, has_report: bool) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Read every image as training will, and report what is wrong.")
-    parser.add_argument("root", type=Path, help="a folder with train/ and val/, or with one folder a class")
+    parser.add_argument("root", type=Path, help="a folder with train/ and val/, or any folder of images")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: the cores)")
     parser.add_argument("--report", type=Path, help="a JSON file for all findings and notes")
     parser.add_argument("--config", help="a recipe whose data.mean and data.std the images should have")

@@ -22,6 +22,7 @@ COMPRESSED = (JPEG_SIGNATURE, PNG_SIGNATURE, b"GIF8", b"RIFF")
 
 # Kinds of findings.
 UNREADABLE = "unreadable images"
+EMPTY = "empty files"
 DAMAGED = "images that decoders complain about"
 UNFINISHED = "files that end in zeros"
 CONSTANT = "images of a single color"
@@ -56,7 +57,10 @@ class ImageCheck:
             try:
                 pixels = decode_image(path)
             except UserError as error:
-                checked.findings[UNREADABLE] = str(error)
+                kind = UNREADABLE
+                if os.path.isfile(path) and os.path.getsize(path) == 0:
+                    kind = EMPTY
+                checked.findings[kind] = str(error)
                 return checked
         for message in "".join(messages).splitlines():
             if is_harmless(message):

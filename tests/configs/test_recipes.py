@@ -174,6 +174,20 @@ LINEAR_PROBE = {  # main_lincls.py of MoCo, with the normalisation of the base's
     "schedule.warmup_epochs": 0,
     "train.batch_size": 256,
 }
+# Small batches of one's own images: the rates of 2048 images, by the linear rule.
+OWN = {
+    "data.data_path": "mine", "schedule.interval": "step", "train.batch_size": 128, "train.images_per_device": None,
+}  # fmt: skip
+OWN_RECIPES = {
+    "own_pretrain": {
+        **COINCHEUNG_PRETRAINING, **OWN, "optimizer.learning_rate": 1.2e-3 * 128 / 2048,
+        "schedule.warmup_learning_rate": 1.2e-5 * 128 / 2048, "schedule.steps": 20000,
+    },
+    "own_finetune": {
+        **COINCHEUNG_FINETUNING, **OWN, "optimizer.learning_rate": 0.012 * 128 / 2048,
+        "schedule.warmup_learning_rate": 1.2e-4 * 128 / 2048, "schedule.steps": 4000,
+    },
+}  # fmt: skip
 RECIPES = {
     "pretrain_resnet50": COINCHEUNG_PRETRAINING,
     "pretrain_resnet50_paper": AUTHORS_PRETRAINING,
@@ -196,29 +210,29 @@ RECIPES = {
     "finetune_resnet50_rsb_a2": RSB_A2,
     "finetune_resnet50_linear_probe": LINEAR_PROBE,
 }
+ALL = RECIPES | OWN_RECIPES
 
 
 def read(name):
     words = ["--config", str(ROOT / f"configs/{name}.yaml")]
-    return parse_command_line(PretrainConfig if name.startswith("pretrain") else FinetuneConfig, words, "a test")
+    return parse_command_line(FinetuneConfig if "finetune" in name else PretrainConfig, words, "a test")
 
 
 def test_every_recipe_of_a_resnet50_is_in_the_table():
     assert {path.stem for path in (ROOT / "configs").glob("*_resnet50*.yaml")} == RECIPES.keys()
+    assert {path.stem for path in (ROOT / "configs").glob("own_*.yaml")} == OWN_RECIPES.keys()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ALL)
 def test_recipe_has_the_published_values(name):
     config = read(name)
-    got = {key: operator.attrgetter(key)(config) for key in RECIPES[name]}
-    assert got == {
-        key: pytest.approx(value) if isinstance(value, float) else value for key, value in RECIPES[name].items()
-    }
+    got = {key: operator.attrgetter(key)(config) for key in ALL[name]}
+    assert got == {key: pytest.approx(value) if isinstance(value, float) else value for key, value in ALL[name].items()}
     assert config.run.output_dir == f"runs/{name}"
-    assert config.train.batch_size % (8 * config.train.images_per_device) == 0
+    assert config.train.batch_size % (8 * (config.train.images_per_device or 1)) == 0
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ALL)
 def test_recipe_says_only_what_differs_from_its_base(name):
     content = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
     base = content.pop("base", None)
@@ -228,6 +242,17 @@ def test_recipe_says_only_what_differs_from_its_base(name):
     if name == "finetune_resnet50_scratch":
         changed["run.weights"] = (None, None)  # said aloud, though the base has none either
     assert flat(content).keys() == changed.keys()
+
+
+@pytest.mark.parametrize("name", OWN_RECIPES)
+def test_rates_of_own_images_are_those_of_the_base_by_the_linear_rule(name):
+    """At every share of the schedule, for any number of images; the base changes its rate each epoch, so at these."""
+    own, base = read(name), read({"own_pretrain": "pretrain_resnet50", "own_finetune": "finetune_resnet50_bce"}[name])
+    ours = LearningRate(own.schedule, own.optimizer.learning_rate, steps_per_epoch=39)
+    theirs = LearningRate(base.schedule, base.optimizer.learning_rate, steps_per_epoch=625)
+    for tenth in range(10):
+        rate = theirs.at(625 * base.schedule.epochs * tenth // 10)
+        assert ours.at(own.schedule.steps * tenth // 10) == pytest.approx(rate * 128 / 2048, rel=1e-6)
 
 
 def learning_rates(name: str) -> list[float]:
@@ -278,15 +303,15 @@ def hub(tmp_path_factory):
 
 TINY = [
     "model.name=resnet18", "data.train_crop_size=32", "data.workers=0", "train.precision=float32", "run.device=cpu",
-    "train.images_per_device=8", "--batch-size", "8", "--epochs", "1", "schedule.warmup_epochs=0",
-    "logging.every_steps=1",
+    "train.images_per_device=8", "--batch-size", "8", "--epochs", "1", "schedule.steps=null",
+    "schedule.warmup_epochs=0", "logging.every_steps=1",
 ]  # fmt: skip
 
 
 def run(name, images, output, *more):
     """The recipe's entry point in this process, tiny."""
     main, size = pretrain, ["filter.radius=3"]
-    if name.startswith("finetune"):
+    if "finetune" in name:
         main, size = finetune, ["data.val_crop_size=32", "--val-resize-size", "32", "optimizer.learning_rate=1e-6"]
     words = ["--config", str(ROOT / f"configs/{name}.yaml"), *TINY, *size, *more]
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
@@ -299,7 +324,7 @@ def run(name, images, output, *more):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ALL)
 def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(hub[0]))
     more = []
@@ -309,8 +334,8 @@ def test_recipe_takes_a_step(name, images, hub, tmp_path, monkeypatch):
     assert saved["step"] == 1 and all(tensor.isfinite().all() for tensor in saved["model"].values())
     moved = (saved["model"]["conv1.weight"] - hub[1]).abs().max()
     assert (moved < 1e-4) == (name in ("finetune_resnet50_supervised", "finetune_resnet50_linear_probe"))
-    if name.startswith("pretrain"):
-        channels = {"gray": 1, "rgb": 3}[RECIPES[name]["loss.target"]]
+    if "pretrain" in name:
+        channels = {"gray": 1, "rgb": 3}[ALL[name]["loss.target"]]
         assert len(saved["model"]["decoder.0.bias"]) == 1024 * channels
 
 

@@ -96,7 +96,7 @@ def test_a_list_that_cannot_be_used_is_refused_with_the_cause(train, tmp_path, c
 
 def test_a_folder_in_place_of_a_list_is_refused(train, tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        read_image_list(str(tmp_path))
+        read_image_list(str(tmp_path), train)
 
 
 def test_hold_out_and_share_work_on_what_is_listed(tmp_path):
@@ -114,7 +114,7 @@ def test_hold_out_and_share_work_on_what_is_listed(tmp_path):
 
 def test_a_class_that_is_not_listed_is_refused_where_there_are_labels_to_learn(train, tmp_path):
     path = write(tmp_path / "names.txt", b"ant/1.png\nant/2.png\n")
-    folder = ImageFolder(train, train_list=path)  # as a pretraining takes it
+    folder = ImageFolder(train, train_list=path)
     assert len(folder) == 2
     with pytest.raises(UserError, match=r"1 of its 2 classes have no image in the list \(bee\)"):
         check_labels(folder)
@@ -139,7 +139,7 @@ def test_a_long_list_is_chosen_from_a_long_listing():
         names = [f"n{label:08d}/n{label:08d}_{number}.JPEG" for number in range(1280)]
         names_of_class.append("\0".join(names).encode())
     listed = {f"n{label:08d}_{number}.JPEG".encode() for label in range(100) for number in range(0, 1280, 10)}
-    chosen = ImageList("names.txt", listed, 0).choose("imagenet", names_of_class)
+    chosen = ImageList("names.txt", "imagenet", listed, 0).choose(names_of_class)
     counts = np.array([names.count(b"\0") + 1 for names in chosen])
     assert counts.min() == counts.max() == 128
     assert len(chosen) == 100 and chosen[99].split(b"\0")[1] == b"n00000099/n00000099_10.JPEG"

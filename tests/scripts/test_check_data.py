@@ -202,13 +202,51 @@ def test_images_of_a_data_set_with_problems_are_checked_all_the_same(images, tmp
     (images / "train/cat").symlink_to("/nowhere")
     (images / "train/ant/3.png").write_bytes(b"")
     code, report = check(images, tmp_path)
-    assert code == 1 and report["counts"] == {check_data.FOLDERS: 1, image_checks.UNREADABLE: 1}
+    assert code == 1 and report["counts"] == {check_data.FOLDERS: 1, image_checks.EMPTY: 1}
 
 
 def test_one_class_is_enough_for_pretraining(tmp_path, capsys):
     image_folder(tmp_path / "images/train", ("all",))
     assert check_data.main([str(tmp_path / "images"), "--workers", "1"]) == 0
     assert "note: 1 images: one class only" in capsys.readouterr().out
+
+
+def test_a_folder_without_classes_is_checked_for_pretraining(tmp_path, capsys):
+    image_folder(tmp_path / "made", ("mine",), per_class=3)
+    mine = tmp_path / "made/mine"
+    (mine / "album").mkdir()
+    (mine / "album/empty.png").touch()
+    code, report = check(mine, tmp_path)
+    assert code == 1 and report["counts"] == {
+        "images beside the class folders": 3, check_data.FEW_IMAGES: 1, image_checks.EMPTY: 1,
+    }  # fmt: skip
+    shutil.rmtree(mine / "album")
+    (mine / "0.png").write_bytes(b"no image")
+    code, report = check(mine, tmp_path)
+    assert code == 1 and report["counts"] == {image_checks.UNREADABLE: 1}
+    assert report["notes"] == {check_data.NO_CLASSES: [str(mine)]}
+    assert "3 images in " in capsys.readouterr().out
+
+
+def test_a_val_that_is_not_sorted_by_class_is_told_with_its_remedy(images, tmp_path):
+    shutil.rmtree(images / "val")
+    image_folder(tmp_path / "flat", ("val",), per_class=3)
+    (tmp_path / "flat/val").rename(images / "val")
+    for number in range(3):
+        (images / f"val/{number}.png").rename(images / f"val/ILSVRC2012_val_0000000{number}.JPEG")
+    code, report = check(images, tmp_path)
+    assert code == 1 and report["counts"] == {check_data.FOLDERS: 1}
+    assert "scripts/prepare_imagenet.py sorts ImageNet's val into class folders" in report["findings"][0]
+
+
+def test_small_classes_are_noted(images, tmp_path):
+    for number in range(3):
+        (images / f"train/ant/{number}.png").unlink()
+    code, report = check(images, tmp_path)
+    assert code == 0 and report["notes"] == {}
+    (images / "train/ant/3.png").unlink()
+    code, report = check(images, tmp_path)
+    assert code == 0 and len(report["notes"][check_data.SMALL_CLASS]) == 4
 
 
 def test_brightness_is_compared_with_a_config(images, tmp_path):

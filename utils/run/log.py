@@ -247,14 +247,14 @@ class RunLog:
 
 def open_log(
     config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, first_step: int, *, task: str, model: nn.Module,
-    classes: int, images: Mapping[str, int],
+    images: Mapping[str, int], classes: int = 0,
 ) -> RunLog:  # fmt: skip
     """The job's log. On the console it begins with a paragraph on what is going to be done.
 
     Args:
-        task, model, classes, images: for that paragraph, as `start_paragraph` takes them.
+        task, model, images, classes: for that paragraph, as `start_paragraph` takes them.
     """
-    job.say(start_paragraph(config, job, plan, first_step, task=task, model=model, classes=classes, images=images))
+    job.say(start_paragraph(config, job, plan, first_step, task=task, model=model, images=images, classes=classes))
     return RunLog(
         job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, batch_size=config.train.batch_size,

@@ -34,14 +34,14 @@ class Steps(Protocol):
 
 def start_paragraph(
     config: PretrainConfig | FinetuneConfig, job: Job, plan: Steps, first_step: int, *, task: str, model: nn.Module,
-    classes: int, images: Mapping[str, int],
+    images: Mapping[str, int], classes: int = 0,
 ) -> str:  # fmt: skip
     """What is going to be done, a fact a line.
 
     Args:
         task: "pretraining" or "finetuning".
-        classes: of the training set.
         images: name of a set, such as train -> its number of images.
+        classes: of the training set; 0: nobody asks for them.
     """
     facts = {
         "model": f"{config.model.name}, {parameters_in_words(model)}",
@@ -75,7 +75,12 @@ def images_in_words(images: Mapping[str, int], holdout_fraction: float, classes:
     numbers = [f"{name} {count:,}" for name, count in images.items()]
     if holdout_fraction and "held out" not in images:  # nothing needs them, so nobody has counted them
         numbers.append(f"held out {holdout_fraction:.3g} of train")
-    return f"{', '.join(numbers)}; {classes:,} {'class' if classes == 1 else 'classes'}"
+    classes_in_words = f"{classes:,} classes"
+    if classes == 0:
+        classes_in_words = "no classes used"
+    elif classes == 1:
+        classes_in_words = "1 class"
+    return f"{', '.join(numbers)}; {classes_in_words}"
 
 
 def epochs_in_words(plan: Steps) -> str:

@@ -28,6 +28,7 @@ from utils.scoring.results import Evaluated, settings_of, write_evaluation
 from utils.tables import markdown_table
 
 TRUNK, PIXELS = "trunk", "pixels"  # views
+FEW = 2**20  # numbers
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,14 @@ class ProbeImages:
 
 
 @contextlib.contextmanager
-def all_cores(job: Job) -> Iterator[None]:
-    """Inside, this rank computes with every core of its machine, whose other ranks wait for it."""
+def all_cores(job: Job, features: Features) -> Iterator[None]:
+    """Inside, this rank computes with every core of its machine, whose other ranks wait for it.
+
+    Few features take one core, since threads would take longer to meet than to compute.
+    """
     threads_before = torch.get_num_threads()
     if job.world.device.type == "cpu":
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(available_cores() if features.vectors.numel() > FEW else 1)
     try:
         yield
     finally:
@@ -135,7 +139,7 @@ def probe_rows(
     classes, device = len(folder.classes), job.world.device
     votes = (HEADLINE, *[vote for vote in VOTES if vote != HEADLINE])
     rows = []
-    with all_cores(job):
+    with all_cores(job, train[TRUNK]):
         for row in neighbour_rows(train[TRUNK], val[TRUNK], votes, classes, device, still_working):
             rows.append({"method": "knn", **row})
         held_out = held_out_part(folder)

@@ -46,7 +46,7 @@ class NeighbourProbe:
             )  # fmt: skip
 
         def score(still_working) -> list[dict]:
-            with all_cores(self.job):
+            with all_cores(self.job, train[TRUNK]):
                 return neighbour_rows(
                     train[TRUNK], val[TRUNK], (HEADLINE,), len(self.images.train.classes), self.job.world.device,
                     still_working,

@@ -170,6 +170,14 @@ def test_an_earlier_evaluation_is_the_newest_by_that_step(small, capsys):
         summarize.main([str(runs), "--at-step", "139"])
 
 
+def test_runs_of_one_recipe_are_one_arm_at_every_share(tmp_path, capsys):
+    for share in (0.1, 1.0):
+        finished(tmp_path / f"run{share:g}", [f"data.label_fraction={share}"])
+    finished(tmp_path / "different", ["loss.name=ce"])
+    arms = {name: list(column["arms"]) for name, column in summary_of(capsys, tmp_path).items()}
+    assert arms == {"235 labels 0.1": ["run0.1"], "235": ["different", "run0.1"]}
+
+
 def test_evaluations_after_unequal_steps_are_marked(tmp_path, capsys):
     for arm, step in (("one", 140), ("other", 150)):
         for seed in (0, 1):

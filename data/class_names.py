@@ -1,0 +1,57 @@
+"""Names of classes that are compared, and told apart in messages."""
+
+import unicodedata
+
+from utils.errors import UserError, printable
+
+
+def look_alikes(root: str, classes: list[str]) -> list[str]:
+    """A line for each class name that looks like another one, with the code points that differ."""
+    lines = []
+    seen: dict[str, str] = {}
+    for name in classes:
+        look = appearance(name)
+        if look in seen:
+            lines.append(
+                f"{root}: the class folders {spelled(seen[look])} and {spelled(name)} look alike but are two names; "
+                "merge them, or rename one"
+            )
+        seen[look] = name
+    return lines
+
+
+def appearance(name: str) -> str:
+    """What names have in common that look alike: without invisible characters, and every accent in one spelling."""
+    composed = unicodedata.normalize("NFC", name)
+    visible = [character for character in composed if unicodedata.category(character) not in ("Cf", "Cc")]
+    return "".join(visible).strip()
+
+
+def spelled(name: str) -> str:
+    """A name with the code points of what is not plain ASCII, so that names that look alike can be told apart."""
+    special = [character for character in name if not "!" <= character <= "~"]
+    if not special or (set(special) == {" "} and name == name.strip()):
+        return name
+    code_points = " ".join(f"U+{ord(character):04X}" for character in special)
+    return f"{printable(name)} [{code_points}]"
+
+
+def check_same_classes(root: str, folders: list[str], classes: list[str]) -> None:
+    """Raise UserError unless the class folders in root are the classes of the training set or checkpoint."""
+    missing = sorted(set(classes) - set(folders))
+    unexpected = sorted(set(folders) - set(classes))
+    if missing or unexpected:
+        raise UserError(
+            f"{root}: its class folders are not those of the training set or checkpoint: "
+            f"missing {abbreviate(missing)}; unexpected {abbreviate(unexpected)}; make the folders agree"
+        )
+
+
+def abbreviate(names: list[str]) -> str:
+    """The first five of some names, and how many more there are."""
+    if not names:
+        return "none"
+    listed = ", ".join(spelled(name) for name in names[:5])
+    if len(names) > 5:
+        return f"{listed} and {len(names) - 5} more"
+    return listed
