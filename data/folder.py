@@ -40,7 +40,6 @@ class ImageFolder:
         label_fraction: float = 1.0, train_list: str | None = None, labelled: bool = True,
     ):  # fmt: skip
         self.root = root
-        self.labelled = labelled
         self.left_out: dict[str, int] = {}
         self.left_out_examples: dict[str, list[str]] = {}
         self.classes: list[str] = []
@@ -52,24 +51,26 @@ class ImageFolder:
             names_of_class = [image_list.files()]
             images_found = count_names(names_of_class[0])
         else:
-            names_of_class = self.list_labelled(classes) if labelled else self.list_all()
-            images_found = sum(map(count_names, names_of_class))
+            if labelled:
+                names_of_class = self.list_labelled(classes)
+            else:
+                names_of_class = self.list_all()
+            images_found = sum(count_names(names) for names in names_of_class)
             if image_list is not None:
                 names_of_class = image_list.choose(names_of_class)
         if label_fraction < 1:
             names_of_class = [joined(label_share(apart(names), label_fraction)) for names in names_of_class]
         if holdout_fraction or held_out:
-            names_of_class = holdout_split(
-                root, self.classes if labelled else None, names_of_class, holdout_fraction, held_out
-            )
+            names_of_class = holdout_split(root, names_of_class, holdout_fraction, held_out, labelled)
+        if not labelled:
+            names_of_class = [joined([names for names in names_of_class if names])]  # of one class, as nobody asks
 
         images_of_class = [count_names(names) for names in names_of_class]
         self.part = ""  # of the images in root, in words; "" if no list or share was given
         if image_list is not None or label_fraction < 1:
             self.part = part_in_words(images_of_class, images_found, label_fraction, image_list)
         self.labels = np.repeat(np.arange(len(names_of_class), dtype=np.int32), images_of_class)
-        names = b"\0".join(names for names in names_of_class if names)
-        self._names = np.frombuffer(names, dtype=np.uint8)
+        self._names = np.frombuffer(joined([names for names in names_of_class if names]), dtype=np.uint8)
         self._ends = np.append(np.flatnonzero(self._names == 0), len(self._names))
 
     def list_labelled(self, classes: list[str] | None) -> list[bytes]:
@@ -254,20 +255,21 @@ def part_in_words(
 
 
 def holdout_split(
-    root: str, classes: list[str] | None, names_of_class: list[bytes], fraction: float, held_out: bool
+    root: str, names_of_class: list[bytes], fraction: float, held_out: bool, labelled: bool
 ) -> list[bytes]:
     """The images of each class that are held out, or the others, as `image_files` gives them: joined by zero bytes.
 
     Args:
-        classes: each of which must keep an image; None: nobody needs them.
+        labelled: every class must keep an image.
     Raises: UserError if a class is held out whole, or nothing is held out where that is asked for, or all.
     """
     chosen = []
-    for number, names in enumerate(names_of_class):
+    for names in names_of_class:
         names_chosen = [name for name in apart(names) if is_held_out(name, fraction) == held_out]
-        if classes is not None and names and not names_chosen and not held_out:
+        if labelled and names and not names_chosen and not held_out:
+            class_name = os.fsdecode(names.partition(b"/")[0])
             raise UserError(
-                f"data.holdout_fraction = {fraction}: holds out every image of {os.path.join(root, classes[number])} "
+                f"data.holdout_fraction = {fraction}: holds out every image of {os.path.join(root, class_name)} "
                 f"({count_names(names)}): lower it, or add images"
             )
         chosen.append(joined(names_chosen))
