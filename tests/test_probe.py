@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,23 @@ import torch
 
 from tests.support.comparing import log_lines, mathematics
 from tests.support.helpers import data_set
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, pretrain, small_run, torchrun
+from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, pretrain, small_run, torchrun
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
 from utils.run.log_file import is_evaluation_line
-from utils.scoring import probe, probe_hook
+from utils.scoring import probe
 
 pytestmark = pytest.mark.process
 LAST = "checkpoints/last.pt"
 PROBING = "run.probe_every_epochs=1"
+# pretrain.py, which gets a signal in the middle of its first probe
+ENDED_WITHIN = """
+import os, runpy, sys
+from utils.scoring import probe_hook
+number = int(sys.argv.pop(1))
+probe_hook.neighbour_rows = lambda *_: os.kill(os.getpid(), number)
+runpy.run_path("pretrain.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +128,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def test_a_probe_is_in_the_log_and_in_the_result_and_leaves_no_trace_in_the_weights(
     pretrained, images, tmp_path, capsys
 ):
-    before = torch.get_rng_state()
-    assert pretrain(words_of(images, tmp_path, PROBING)) == 0
-    assert torch.equal(torch.get_rng_state(), before)
+    random_states = []
+    for name, more in (("plain", []), ("probed", [PROBING])):
+        torch.manual_seed(0)
+        assert pretrain(words_of(images, tmp_path / name, *more)) == 0
+        random_states.append(torch.get_rng_state())
+    assert torch.equal(*random_states)
+    tmp_path = tmp_path / "probed"
     assert_same_weights(pretrained, tmp_path)
     lines = probe_lines(tmp_path)
     assert [(line["step"], line["epoch"], line["method"], line["k"], line["images"]) for line in lines] == [
@@ -152,19 +165,13 @@ def test_two_ranks_probe_without_a_trace_and_count_as_one_does(images, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_within_a_probe_goes_on_and_ends_the_same(number, images, tmp_path, monkeypatch):
+def test_a_run_that_ends_within_a_probe_goes_on_and_ends_the_same(number, images, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert pretrain(words_of(images, whole, PROBING)) == 0
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(probe_hook, "neighbour_rows", lambda *_: os.kill(os.getpid(), number))
-        pretrain(words_of(images, cut, PROBING))
-        os._exit(99)
-    _, status = os.waitpid(child, 0)
-    if number == signal.SIGKILL:
-        assert os.WTERMSIG(status) == signal.SIGKILL
-    else:
-        assert os.WEXITSTATUS(status) == 75
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDED_WITHIN, str(int(number)), *words_of(images, cut, PROBING)], cwd=ROOT, timeout=300
+    )
+    assert ended.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     assert [path.name for path in sorted((cut / "checkpoints").glob("step_*"))] == ["step_00000003.pt"]
     assert not probe_lines(cut)
     assert pretrain(words_of(images, cut, PROBING, "--resume", "auto")) == 0
