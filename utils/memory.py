@@ -57,7 +57,8 @@ def line_about_memory(error: BaseException, pattern: str) -> str:
 
 
 def shortened(line: str) -> str:
-    """At most 100 characters."""
+    """At most 100 characters, without the place in torch's source that an error of the CPU's allocator begins with."""
+    line = re.sub(r"^\[enforce fail at [^\]]*\]( err == 0\.)? *", "", line)
     if len(line) > 100:
         line = line[:100].rpartition(". ")[0] or line[:100]
     return line.strip(" .")

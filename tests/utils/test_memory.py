@@ -39,8 +39,8 @@ def test_of_a_gpu(error, symptom):
 
 def test_a_long_message_is_quoted_in_whole_sentences():
     error = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total capacity of 23.69 GiB of which 17.00 MiB is "
-        "free. Including non-PyTorch memory, this process has 23.60 GiB memory in use."
+        "CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total capacity of 23.69 GiB of which 17.00 MiB "
+        "is free. Including non-PyTorch memory, this process has 23.60 GiB memory in use."
     )
     assert "memory ran out (CUDA out of memory. Tried to allocate 50.00 MiB). Lower" in explain(error)
 
