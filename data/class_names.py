@@ -48,10 +48,10 @@ def check_same_classes(root: str, folders: list[str], classes: list[str]) -> Non
 
 
 def abbreviate(names: list[str]) -> str:
-    """The first five of some names, and how many more there are."""
+    """The first three of some names, and how many more there are."""
     if not names:
         return "none"
-    listed = ", ".join(spelled(name) for name in names[:5])
-    if len(names) > 5:
-        return f"{listed} and {len(names) - 5} more"
+    listed = ", ".join(spelled(name) for name in names[:3])
+    if len(names) > 3:
+        return f"{listed} and {len(names) - 3} more"
     return listed

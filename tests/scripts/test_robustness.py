@@ -38,7 +38,7 @@ def test_sets_corruptions_and_attacks(ours, tmp_path, capsys):
     for name, severity in (("fog", 1), ("fog", 2), ("spatter", 3)):
         cropped_images(tmp_path / f"c/{name}/{severity}", CLASSES, seed=severity)
     words = ["--sets", str(part), "--corruptions", str(tmp_path / "c"), "--attacks", str(ours.images / "val")]
-    words += ["--figure", str(tmp_path / "figure.png"), "data.workers=0", "data.val_batch_size=3"]
+    words += ["--figure", str(tmp_path / "figure.png"), "data.workers=0", "data.val_batch_size=6"]
     assert main([str(ours.checkpoint), *words]) == 0
     printed = capsys.readouterr().out.splitlines()
     file = ours.checkpoint.parents[1] / "evaluations/robustness_step_00000007.json"
