@@ -25,6 +25,7 @@ Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where
 Config = typing.TypeVar("Config")  # PretrainConfig or FinetuneConfig
 MOST_COMPLAINTS = 10  # that an error lists
 MOST_COMPLAINTS_OF_A_FILE = 2  # about the config in a checkpoint, which nobody can edit
+LARGEST_YAML = 2**20  # characters
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")  # begins a word of the command line such as schedule.epochs=30
 
 
@@ -72,10 +73,10 @@ def parse_command_line(
             raise UserError(f"command line: {key} is given twice; give it once")
         for text in texts:
             values[key] = (text, "command line")
-    return build(config_class, values, unknown_words(config_class, unknown), other_entry)
+    return build(config_class, values, unknown_words(config_class, unknown, other_entry), other_entry)
 
 
-def unknown_words(config_class: type, words: list[str]) -> list[str]:
+def unknown_words(config_class: type, words: list[str], other_entry: tuple[str, type] | None) -> list[str]:
     """A complaint about each flag or `key=value` that there is not; a word without either may belong to one before."""
     complaints = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
@@ -85,7 +86,9 @@ def unknown_words(config_class: type, words: list[str]) -> list[str]:
         value = value or ("" if following.startswith("-") or "=" in following else following)
         key = nearest_key(name, knobs(config_class))
         remedy = "--help lists all flags and knobs"
-        if key:
+        if other_entry and name in [knob.flag for knob in knobs(other_entry[1]).values()]:
+            remedy = f"it is a flag of {other_entry[0]}"
+        elif key:
             flag = knobs(config_class)[key].flag
             remedy = f"write {flag} {value}".rstrip() if flag else f"write {key}={value or 'VALUE'}"
         complaints.append(f"command line: {word}: unknown; {remedy}")
@@ -133,9 +136,15 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
         raise UserError(f"{path}: base: leads back to this file; remove one of the base: lines")
     try:
         with open(path, encoding="utf-8") as file:
-            sections = yaml.load(file, Loader=StrictLoader)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)  # strerror leaves out the path
+            text = file.read(LARGEST_YAML + 1)
+        if len(text) > LARGEST_YAML:
+            raise UserError(f"{path}: has more than {LARGEST_YAML:,} characters, so it is no config; give another")
+        sections = yaml.load(text, Loader=StrictLoader)
+    except UnicodeDecodeError as error:
+        remedy = "give a YAML file; a checkpoint goes after --weights or --resume"
+        raise UserError(f"{path}: not a config: no text in UTF-8 (at byte {error.start}); {remedy}") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)  # strerror leaves out the path
         raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)

@@ -13,7 +13,7 @@ ALIASES = {
     "accum_iter": "train.images_per_device", "grad_accum": "train.images_per_device",
     "warmup": "schedule.warmup_epochs", "min_lr": "schedule.final_learning_rate",
     "warmup_lr": "schedule.warmup_learning_rate", "num_epochs": "schedule.epochs", "max_epochs": "schedule.epochs",
-    "output": "run.output_dir", "out_dir": "run.output_dir", "save_dir": "run.output_dir", "log_dir": "run.output_dir",
+    "output": "run.output_dir", "out": "run.output_dir", "out_dir": "run.output_dir", "save_dir": "run.output_dir", "log_dir": "run.output_dir",
     "ckpt": "run.weights", "checkpoint": "run.weights", "pretrained": "run.weights", "init": "run.weights",
     "eval": "run.eval_only", "evaluate": "run.eval_only", "test": "run.eval_only", "gpu": "run.device",
     "arch": "model.name", "a": "model.name", "model": "model.name", "backbone": "model.name",

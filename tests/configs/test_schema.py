@@ -194,6 +194,14 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (FinetuneConfig, ["--crop-ratio", "1", "0.08"], "data.crop_ratio = [1.0, 0.08]: must have .* [0.08, 1.0]"),
         (PretrainConfig, ["data.aspect_ratio=[2, 1]"], "data.aspect_ratio = [2.0, 1.0]: must have .* [1.0, 2.0]"),
         (PretrainConfig, ["filter.clamp=[1, -1]"], "filter.clamp = [1.0, -1.0]: must have .* [-1.0, 1.0]"),
+        (PretrainConfig, ["filter.clamp=[0, 0]"], "filter.clamp = [0.0, 0.0]: leaves one value"),
+        (PretrainConfig, ["filter.clamp=[-3, -2.2]"], "filter.clamp = [-3.0, -2.2]: leaves one value: images lie in"),
+        (
+            PretrainConfig,
+            ["filter.clamp=[1, 255]", "filter.order=filter_first"],
+            "filter.clamp = [1.0, 255.0]: leaves one value: images lie in [0, 1] there",
+        ),
+        (FinetuneConfig, ["data.std=[0.2, 0.2, 1e-4]"], "data.std = [0.2, 0.2, 0.0001]: must be at least 0.001"),
         (PretrainConfig, ["data.mean=[123.7, 116.3, 103.5]"], "data.mean = [123.7, .* in [0, 1], .* divide .* by 255"),
         (PretrainConfig, ["data.mean=[0.5, -0.1, 0.5]"], "data.mean = [0.5, -0.1, 0.5]: must lie in [0, 1]"),
         (FinetuneConfig, ["data.std=[58.4, 57.1, 57.4]"], "data.std = [58.4, .* at most 1, .* divide .* by 255"),
@@ -264,7 +272,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["--eval-only", "--weights", "x.pt"]),
         (FinetuneConfig, ["--epochs", "21"]),  # the milestones count for shape=multistep only
         (FinetuneConfig, ["schedule.shape=multistep", "--epochs", "81"]),
-        (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[0, 0]"]),
+        (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[-3, -2]"]),
         (PretrainConfig, ["filter.radius=158.39"]),
     ],
 )
