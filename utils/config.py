@@ -134,23 +134,7 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
     """The values of a YAML file and its bases, each with the file it came from. `seen`: the files it is a base of."""
     if os.path.abspath(path) in seen:
         raise UserError(f"{path}: base: leads back to this file; remove one of the base: lines")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LARGEST_YAML + 1)
-        if len(text) > LARGEST_YAML:
-            raise UserError(f"{path}: has more than {LARGEST_YAML:,} characters, so it is no config; give another")
-        sections = yaml.load(text, Loader=StrictLoader)
-    except UnicodeDecodeError as error:
-        remedy = "give a YAML file; a checkpoint goes after --weights or --resume"
-        raise UserError(f"{path}: not a config: no text in UTF-8 (at byte {error.start}); {remedy}") from error
-    except OSError as error:
-        reason = error.strerror or first_line(error)  # strerror leaves out the path
-        raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{path}: not a config: {problem}{line}") from error
+    sections = load_yaml(path)
     if sections is None:  # an empty file
         return {}
     if not isinstance(sections, dict):
@@ -171,6 +155,27 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, path)
     return values
+
+
+def load_yaml(path: str) -> object:
+    """What a YAML file holds. Raises: UserError if it cannot be read, or is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST_YAML + 1)
+        if len(text) > LARGEST_YAML:
+            raise UserError(f"{path}: has more than {LARGEST_YAML:,} characters, so it is no config; give another")
+        return yaml.load(text, Loader=StrictLoader)
+    except UnicodeDecodeError as error:
+        remedy = "give a YAML file; a checkpoint goes after --weights or --resume"
+        raise UserError(f"{path}: not a config: no text in UTF-8 (at byte {error.start}); {remedy}") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)  # strerror leaves out the path
+        raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path}: not a config: {problem}{line}") from error
 
 
 def build(

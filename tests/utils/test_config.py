@@ -192,9 +192,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path):
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(UserError, match=f"{path.name}: cannot read this config"):
             parse_command_line(PretrainConfig, ["--config", str(path)], "a test")
-    with pytest.raises(
-        UserError, match=r"image\.yaml: not a config: no text in UTF-8 .* checkpoint goes after --weights"
-    ):
+    with pytest.raises(UserError, match=r"image\.yaml: not a config: no text in UTF-8 .*goes after --weights"):
         parse_command_line(PretrainConfig, ["--config", str(tmp_path / "image.yaml")], "a test")
 
 

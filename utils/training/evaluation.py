@@ -94,7 +94,8 @@ def evaluate(
         assert images == length, f"{images} images counted, the set has {length}"
         if not_finite:
             raise UserError(
-                f"evaluation ({view_in_words(name)}): the logits of {not_finite} of {images} images are not finite: no score.\n"
+                f"evaluation ({view_in_words(name)}): the logits of {not_finite} of {images} images are not finite: "
+                "no score.\n"
                 "The weights or BatchNorm's statistics have run away; evaluate an earlier checkpoint."
             )
         alike_in_views.append(alike == length)
