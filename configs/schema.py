@@ -420,7 +420,7 @@ class PretrainConfig:
         if size % self.loss.patch_factor:
             problems.append(("loss.patch_factor", f"must divide data.train_crop_size = {size}"))
         if self.corruption.name == "frequency":
-            return problems + self.filter_problems()
+            return problems + self.clamp_problems() + self.filter_problems()
         if self.filter.order != "filter_first":
             problems.append(
                 ("filter.order", f"must be filter_first: corruption.name = {self.corruption.name} is for pixels")
@@ -434,6 +434,21 @@ class PretrainConfig:
         if self.corruption.name == "blur" and max(self.corruption.blur_sizes) // 2 >= size:
             problems.append(("corruption.blur_sizes", f"must be below twice data.train_crop_size = {size}"))
         return problems
+
+    def clamp_problems(self) -> Problems:
+        """Whether the limits leave the network more than one value to see."""
+        if self.filter.clamp is None:
+            return []
+        low, high = self.filter.clamp
+        if low > high:
+            return []  # said already
+        darkest, brightest = 0.0, 1.0
+        if self.filter.order == "normalize_first":
+            darkest = min(-mean / std for mean, std in zip(self.data.mean, self.data.std, strict=True))
+            brightest = max((1 - mean) / std for mean, std in zip(self.data.mean, self.data.std, strict=True))
+        if low < high and low < brightest and high > darkest:
+            return []
+        return [("filter.clamp", f"leaves one value: images lie in [{darkest:.3g}, {brightest:.3g}] there")]
 
     def filter_problems(self) -> Problems:
         """Whether both sides of the spectrum have a frequency, and the loss a frequency to count."""

@@ -25,6 +25,7 @@ Values = dict[str, tuple[object, str]]  # "section.key" -> (value as read, where
 Config = typing.TypeVar("Config")  # PretrainConfig or FinetuneConfig
 MOST_COMPLAINTS = 10  # that an error lists
 MOST_COMPLAINTS_OF_A_FILE = 2  # about the config in a checkpoint, which nobody can edit
+LARGEST_YAML = 2**20  # characters
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")  # begins a word of the command line such as schedule.epochs=30
 
 
@@ -72,7 +73,7 @@ def parse_command_line(
             raise UserError(f"command line: {key} is given twice; give it once")
         for text in texts:
             values[key] = (text, "command line")
-    return build(config_class, values, unknown_words(config_class, unknown), other_entry)
+    return build(config_class, values, unknown_words(config_class, unknown, other_entry), other_entry)
 
 
 def keys_given(config_class: type, argv: list[str]) -> frozenset[str]:
@@ -83,7 +84,7 @@ def keys_given(config_class: type, argv: list[str]) -> frozenset[str]:
     return frozenset(keys & knobs(config_class).keys())
 
 
-def unknown_words(config_class: type, words: list[str]) -> list[str]:
+def unknown_words(config_class: type, words: list[str], other_entry: tuple[str, type] | None) -> list[str]:
     """A complaint about each flag or `key=value` that there is not; a word without either may belong to one before."""
     complaints = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
@@ -93,7 +94,9 @@ def unknown_words(config_class: type, words: list[str]) -> list[str]:
         value = value or ("" if following.startswith("-") or "=" in following else following)
         key = nearest_key(name, knobs(config_class))
         remedy = "--help lists all flags and knobs"
-        if key:
+        if other_entry and name in [knob.flag for knob in knobs(other_entry[1]).values()]:
+            remedy = f"it is a flag of {other_entry[0]}"
+        elif key:
             flag = knobs(config_class)[key].flag
             remedy = f"write {flag} {value}".rstrip() if flag else f"write {key}={value or 'VALUE'}"
         complaints.append(f"command line: {word}: unknown; {remedy}")
@@ -139,17 +142,7 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
     """The values of a YAML file and its bases, each with the file it came from. `seen`: the files it is a base of."""
     if os.path.abspath(path) in seen:
         raise UserError(f"{path}: base: leads back to this file; remove one of the base: lines")
-    try:
-        with open(path, encoding="utf-8") as file:
-            sections = yaml.load(file, Loader=StrictLoader)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)  # strerror leaves out the path
-        raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{path}: not a config: {problem}{line}") from error
+    sections = load_yaml(path)
     if sections is None:  # an empty file
         return {}
     if not isinstance(sections, dict):
@@ -170,6 +163,27 @@ def read_yaml(path: str, seen: tuple[str, ...] = ()) -> Values:
         for key, value in keys.items():
             values[f"{section}.{key}"] = (value, path)
     return values
+
+
+def load_yaml(path: str) -> object:
+    """What a YAML file holds. Raises: UserError if it cannot be read, or is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST_YAML + 1)
+        if len(text) > LARGEST_YAML:
+            raise UserError(f"{path}: has more than {LARGEST_YAML:,} characters, so it is no config; give another")
+        return yaml.load(text, Loader=StrictLoader)
+    except UnicodeDecodeError as error:
+        remedy = "give a YAML file; a checkpoint goes after --weights or --resume"
+        raise UserError(f"{path}: not a config: no text in UTF-8 (at byte {error.start}); {remedy}") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)  # strerror leaves out the path
+        raise UserError(f"{path}: cannot read this config ({reason}); configs/ holds some to start from") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path}: not a config: {problem}{line}") from error
 
 
 def build(

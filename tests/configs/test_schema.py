@@ -201,6 +201,14 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
         (PretrainConfig, ["filter.clamp=[1, -1]"], "filter.clamp = [1.0, -1.0]: must have .* [-1.0, 1.0]"),
         (PretrainConfig, ["model.freeze_trunk=true"], "command line: model.freeze_trunk = true: unknown key"),
         (PretrainConfig, ["optimizer.layer_decay=0.7"], "command line: optimizer.layer_decay = 0.7: unknown key"),
+        (PretrainConfig, ["filter.clamp=[0, 0]"], "filter.clamp = [0.0, 0.0]: leaves one value"),
+        (PretrainConfig, ["filter.clamp=[-3, -2.2]"], "filter.clamp = [-3.0, -2.2]: leaves one value: images lie in"),
+        (
+            PretrainConfig,
+            ["filter.clamp=[1, 255]", "filter.order=filter_first"],
+            "filter.clamp = [1.0, 255.0]: leaves one value: images lie in [0, 1] there",
+        ),
+        (FinetuneConfig, ["data.std=[0.2, 0.2, 1e-4]"], "data.std = [0.2, 0.2, 0.0001]: must be at least 0.001"),
         (PretrainConfig, ["data.mean=[123.7, 116.3, 103.5]"], "data.mean = [123.7, .* in [0, 1], .* divide .* by 255"),
         (PretrainConfig, ["data.mean=[0.5, -0.1, 0.5]"], "data.mean = [0.5, -0.1, 0.5]: must lie in [0, 1]"),
         (FinetuneConfig, ["data.std=[58.4, 57.1, 57.4]"], "data.std = [58.4, .* at most 1, .* divide .* by 255"),
@@ -292,7 +300,7 @@ def test_knobs_that_contradict_each_other_are_refused(config_class, words, messa
         (FinetuneConfig, ["model.drop_path=0.1", "model.sync_batch_norm=true", "optimizer.layer_decay=1"]),
         (FinetuneConfig, ["--epochs", "21"]),  # the milestones count for shape=multistep only
         (FinetuneConfig, ["schedule.shape=multistep", "--epochs", "81"]),
-        (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[0, 0]"]),
+        (PretrainConfig, ["data.train_crop_size=32", "filter.clamp=[-3, -2]"]),
         (PretrainConfig, ["filter.radius=158.39"]),
     ],
 )

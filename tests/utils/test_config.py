@@ -189,9 +189,23 @@ def test_file_that_is_no_config_is_refused_by_name(refusal, text, complaint):
 
 def test_unreadable_files_are_refused_by_name(tmp_path):
     (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
-    for path in (tmp_path / "absent.yaml", tmp_path, tmp_path / "image.yaml"):
+    for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(UserError, match=f"{path.name}: cannot read this config"):
             parse_command_line(PretrainConfig, ["--config", str(path)], "a test")
+    with pytest.raises(UserError, match=r"image\.yaml: not a config: no text in UTF-8 .*goes after --weights"):
+        parse_command_line(PretrainConfig, ["--config", str(tmp_path / "image.yaml")], "a test")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "large.yaml"])
+def test_what_is_too_large_for_a_config_is_not_read_whole(path, tmp_path):
+    (tmp_path / "large.yaml").write_text("# " + "x" * 2**21)
+    with pytest.raises(UserError, match=r"has more than 1,048,576 characters, so it is no config"):
+        parse_command_line(PretrainConfig, ["--config", str(tmp_path / path)], "a test")
+
+
+def test_a_flag_of_the_other_entry_is_told():
+    with pytest.raises(UserError, match=r"--eval-only: unknown; it is a flag of finetune\.py"):
+        parse_entry(PretrainConfig, ["--eval-only"], "a test", other_entry=("finetune.py", FinetuneConfig))
 
 
 @pytest.mark.parametrize(

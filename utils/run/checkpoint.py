@@ -58,7 +58,9 @@ class Checkpoints:
             with must_finish():
                 write_atomically(path, lambda file: torch.save(content | {"step": step}, file))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about positions
-            reason = getattr(error, "strerror", None) or first_line(error)[:60]
+            reason = "no more can be written: disk, quota or ulimit -f"
+            if isinstance(error, OSError):
+                reason = error.strerror or first_line(error)[:60]
             raise UserError(f"{path}: cannot be saved ({reason}): {self.space_for(content)}") from error
         self.saved_step = step
         self.point_last_at(path)

@@ -114,7 +114,8 @@ def evaluate(
         assert images == length, f"{images} images counted, the set has {length}"
         if not_finite:
             raise UserError(
-                f"evaluation ({name}): the logits of {not_finite} of {images} images are not finite: no score.\n"
+                f"evaluation ({view_in_words(name)}): the logits of {not_finite} of {images} images are not finite: "
+                "no score.\n"
                 "The weights or BatchNorm's statistics have run away; evaluate an earlier checkpoint."
             )
         alike_in_views.append(alike == length)
@@ -134,6 +135,10 @@ def evaluate(
             "have run away; do not trust the score"
         )
     return rows
+
+
+def view_in_words(name: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in name.items())
 
 
 def are_alike(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

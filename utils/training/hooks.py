@@ -91,7 +91,8 @@ class StopOnBadNumbers:
             return
         images = self.images_of(bad_step).tolist()
         epoch = bad_step // self.log.steps_per_epoch
-        good = str(self.job.checkpoints.newest() or "none yet")
+        newest = self.job.checkpoints.newest()
+        good = "none yet" if newest is None else newest.name
         path = self.job.output / "not_finite.json"
         if self.job.world.rank == 0:
             write_json(path, {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": good})
@@ -99,8 +100,8 @@ class StopOnBadNumbers:
         if bad_step == 0:  # the learning rate has had no effect yet
             remedy = "look at --weights, data.mean and data.std, or set train.precision=float32"
         raise UserError(
-            f"loss or gradient is not finite in step {bad_step + 1} (its images are in {path}), and no weight was "
-            f"changed by it; {remedy}, and go on with --resume auto (last good checkpoint: {good})"
+            f"loss or gradient is not finite in step {bad_step + 1} (its images: {path}); no weight was changed; "
+            f"{remedy}, then --resume auto (last good checkpoint: {good})"
         )
 
 

@@ -66,8 +66,8 @@ def test_other_ranks_draw_and_write_nothing(tmp_path):
 def test_hparams_are_the_knobs_marked_so_and_those_that_a_run_has_changed():
     marked = {
         "run.seed", "run.weights", "model.name", "data.train_crop_size", "data.label_fraction", "loss.name",
-        "optimizer.name", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.layer_decay", "schedule.epochs",
-        "schedule.steps", "train.batch_size", "train.precision",
+        "optimizer.name", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.layer_decay",
+        "schedule.epochs", "schedule.steps", "train.batch_size", "train.precision",
     }  # fmt: skip
     assert compared_settings(FinetuneConfig()).keys() == marked
     words = ["optimizer.learning_rate=0.5", "loss.name=ce", "optimizer.clip_grad_norm=1", "data.mean=[0.5,0.5,0.5]"]
