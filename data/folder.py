@@ -26,9 +26,9 @@ class ImageFolder:
         held_out: take the images set apart instead of the others.
         label_fraction: share of each class to use; data/shares.py says which images that are.
         train_list: file that names the images to use; a share is then one of these.
-        labelled: False: any folder will do, and nobody asks for class numbers. The images that lie in root itself come
-            first, then those of each folder in it, which may be empty. So the order is the same for a folder that has
-            class folders alone. A list may name files anywhere.
+        labelled: False: any folder will do. The images that lie in root itself come first, then those of each folder
+            in it, which may be empty. A list may name files anywhere. If all images lie in folders, order and classes
+            are as with labels; else there are no classes, and all class numbers are 0.
     Raises: UserError on a missing root, a broken link, a pipe named like an image, a folder in two classes, nothing
         held out where that is asked for, or a list that cannot be used (data/image_list.py); without images; and if it
         is labelled, on no class folder, an empty class, classes that look alike, classes other than those asked for, or
@@ -62,8 +62,8 @@ class ImageFolder:
             names_of_class = [joined(label_share(apart(names), label_fraction)) for names in names_of_class]
         if holdout_fraction or held_out:
             names_of_class = holdout_split(root, names_of_class, holdout_fraction, held_out, labelled)
-        if not labelled:
-            names_of_class = [joined([names for names in names_of_class if names])]  # of one class, as nobody asks
+        if not self.classes:
+            names_of_class = [joined([names for names in names_of_class if names])]
 
         images_of_class = [count_names(names) for names in names_of_class]
         self.part = ""  # of the images in root, in words; "" if no list or share was given
@@ -91,16 +91,17 @@ class ImageFolder:
         return listing.names_of_class
 
     def list_all(self) -> list[bytes]:
-        """The images in root itself, if it has some, and of each folder in it. Sets classes and what is left out."""
+        """The images in root itself, if it has some, and of each folder in it. Sets what is left out, and classes."""
         found = read_root(self.root)
         raise_first(found.problems)
-        self.classes = found.classes
-        listing = image_files(self.root, self.classes)
+        listing = image_files(self.root, found.classes)
         raise_first(listing.problems)
         names_of_class = listing.names_of_class
         if found.images:
             found.left_out.remove(BESIDE)
             names_of_class = [joined(sorted(found.images)), *names_of_class]
+        else:
+            self.classes = found.classes
         self.note_left_out(found.left_out, listing.left_out)
         if not any(names_of_class):
             kinds = " ".join(EXTENSIONS)
@@ -217,6 +218,8 @@ def check_labels(folder: ImageFolder) -> None:
 
     That is one class, a class without images (of a list), or no class with two images (unless a part is asked for).
     """
+    if not folder.classes:
+        raise UserError(f"{folder.root}: not all of its images lie in class folders, so they have no labels")
     if len(folder.classes) < 2:
         raise UserError(
             f"{folder.root}: has the one class {spelled(folder.classes[0])}, and a classifier needs two; "
@@ -225,9 +228,10 @@ def check_labels(folder: ImageFolder) -> None:
     images_of_class = np.bincount(folder.labels, minlength=len(folder.classes))
     without = [folder.classes[number] for number in np.flatnonzero(images_of_class == 0)]
     if without:
+        place = " in the list" if folder.part else ""
         raise UserError(
-            f"{folder.root}: {len(without)} of its {len(folder.classes)} classes have no image in the list "
-            f"({abbreviate(without)}); add one of each to data.train_list"
+            f"{folder.root}: {len(without)} of its {len(folder.classes)} classes have no image{place} "
+            f"({abbreviate(without)}); add one of each"
         )
     if images_of_class.max() < 2 and not folder.part:
         raise UserError(

@@ -97,9 +97,12 @@ def summary(folder: ImageFolder, names: list[str], names_in_val: set[str], targe
     in_val = [0] * len(folder.classes)
     for name, label in zip(names, folder.labels.tolist(), strict=True):
         in_val[label] += name in names_in_val
+    a_class = f"{min(in_val):,}"
+    if min(in_val) < max(in_val):
+        a_class += f" to {max(in_val):,}"
     lines = [
         f"{target}: {len(names) - len(names_in_val):,} images in train, {len(names_in_val):,} in val; "
-        f"{len(folder.classes):,} classes with {min(in_val):,} to {max(in_val):,} in val"
+        f"{len(folder.classes):,} classes with {a_class} in val"
     ]
     without = [name for name, count in zip(folder.classes, in_val, strict=True) if count == 0]
     if without:

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from data import folder as folder_module
-from data.folder import ImageFolder, training_root
+from data.folder import ImageFolder, check_labels, training_root
 from data.listing import Listing, Root
 from tests.data.test_folder import touch
 from tests.support.helpers import image_folder
@@ -46,7 +46,20 @@ def test_class_folders_alone_give_the_order_that_labels_give(tmp_path):
         labelled, plain = ImageFolder(root, **more), ImageFolder(root, labelled=False, **more)
         assert plain.fingerprint() == labelled.fingerprint() and plain.classes == labelled.classes
         assert [plain.path(i) for i in range(len(plain))] == [labelled.path(i) for i in range(len(labelled))]
-        assert plain.left_out == labelled.left_out
+        assert plain.left_out == labelled.left_out and plain.labels.tolist() == labelled.labels.tolist()
+        check_labels(plain)  # as a probe beside a pretraining asks for them
+
+
+def test_where_there_are_no_labels_they_are_asked_for_in_vain(tmp_path):
+    root = touch(tmp_path / "mine", "1.png", "a/1.png", "b/1.png")
+    folder = ImageFolder(root, labelled=False)
+    assert folder.classes == [] and folder.labels.tolist() == [0, 0, 0]
+    with pytest.raises(UserError, match="mine: not all of its images lie in class folders, so they have no labels"):
+        check_labels(folder)
+    os.remove(f"{root}/1.png")
+    os.remove(f"{root}/b/1.png")
+    with pytest.raises(UserError, match=r"1 of its 2 classes have no image \(b\); add one of each"):
+        check_labels(ImageFolder(root, labelled=False))
 
 
 def test_what_classes_may_not_be_folders_of_images_may(tmp_path):
