@@ -14,7 +14,7 @@ import torch
 
 from tests.support.comparing import log_lines, mathematics
 from tests.support.helpers import data_set
-from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, pretrain, small_run, torchrun
+from tests.support.launch import FINETUNE, PRETRAIN, ROOT, finetune, overriding, pretrain, small_run, torchrun
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
 from utils.run.log_file import is_evaluation_line
@@ -52,7 +52,7 @@ def words_of(images: Path, output: Path, *more: str) -> list[str]:
 
 def probe_words(images: Path, weights: Path | str, *more: str) -> list[str]:
     sizes = ["data.val_crop_size=32", "data.val_resize_size=36", "data.workers=0", "model.name=resnet18"]
-    return ["--probe", "--weights", str(weights), "--data-path", str(images), *sizes, *more]
+    return overriding(["--probe", "--weights", str(weights), "--data-path", str(images), *sizes], *more)
 
 
 def results_in(path: Path) -> list[dict]:
