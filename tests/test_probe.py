@@ -148,7 +148,7 @@ def test_a_probe_is_in_the_log_and_in_the_result_and_leaves_no_trace_in_the_weig
 
 def test_the_last_probe_while_pretraining_is_the_headline_of_a_probe_afterwards(images, tmp_path):
     assert pretrain(words_of(images, tmp_path, PROBING)) == 0
-    assert finetune(probe_words(images, tmp_path / LAST, "data.val_resize_size=37")) == 0
+    assert finetune(probe_words(images, tmp_path / LAST, "data.val_resize_size=37", "data.interpolation=bilinear")) == 0
     [path] = (tmp_path / "evaluations").iterdir()
     assert results_in(path)[0]["top1"] == probe_lines(tmp_path)[-1]["top1"]
 
@@ -159,7 +159,12 @@ def test_two_ranks_probe_without_a_trace_and_count_as_one_does(images, tmp_path)
         code, printed = torchrun(2, "pretrain.py", *words)
         assert code == 0, printed
     assert_same_weights(tmp_path / "plain", tmp_path / "probed")
-    assert finetune(probe_words(images, tmp_path / "probed" / LAST, "data.val_resize_size=37")) == 0
+    assert (
+        finetune(
+            probe_words(images, tmp_path / "probed" / LAST, "data.val_resize_size=37", "data.interpolation=bilinear")
+        )
+        == 0
+    )
     [path] = (tmp_path / "probed/evaluations").iterdir()
     assert results_in(path)[0]["top1"] == probe_lines(tmp_path / "probed")[-1]["top1"]
 
