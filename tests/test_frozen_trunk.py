@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -88,8 +89,9 @@ def test_the_head_is_a_linear_classifier_of_features_in_evaluation():
     """MoCo's probe written out: features once, then softmax regression by SGD with momentum, in float64."""
     trunk = settled_trunk()
     trunk.classifier.double()
+    in_evaluation_mode = copy.deepcopy(trunk.module).eval()
     with torch.no_grad():
-        features = [trunk.module(images_of(step).double()).mean((2, 3)) for step in range(5)]
+        features = [in_evaluation_mode(images_of(step).double()).mean((2, 3)) for step in range(5)]
     weight, bias = (parameter.detach().clone() for parameter in trunk.classifier.fc.parameters())
     velocities = [torch.zeros_like(weight), torch.zeros_like(bias)]
     one_hot = F.one_hot(LABELS, CLASSES).double()

@@ -284,3 +284,23 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(tmp_path):
     assert files_of(target) == whole
     assert before == {path: path.stat().st_ino for path in before}
     assert not processes_of(target)
+
+
+@pytest.mark.process
+def test_killed_in_the_middle_of_a_write_it_leaves_no_half_file_under_an_images_name(tmp_path):
+    """The file is so large that its write takes a while; the kill comes as soon as a name of it is there."""
+    source, target = tmp_path / "images", tmp_path / "copy"
+    (source / "train").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 900_000, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(source / "train/large.ppm")  # 43 MB, copied as it is
+    command = [sys.executable, "scripts/resize_images.py", str(source), str(target), "--short-side", "16"]
+    process = start([*command, "--workers", "1"])
+    while process.poll() is None and not list(target.glob("train/large*")):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    wait_until_nothing_is_left(target)
+    copy = target / "train/large.ppm"
+    assert not copy.exists() or copy.stat().st_size == (source / "train/large.ppm").stat().st_size
+    assert resize(source, target, short_side=16) == 0
+    assert files_of(target) == files_of(source)
