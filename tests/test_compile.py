@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from configs.schema import OptimizerOptions
 from tests.support.comparing import assert_same_state, mathematics, state_of
 from tests.support.helpers import data_set
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, pretrain, small_run, torchrun
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, pretrain, small_run, start, torchrun
 from utils.distributed import World
 from utils.errors import UserError
 from utils.training.compiling import check_compile
@@ -87,11 +88,11 @@ def test_two_compiled_ranks_have_the_weights_of_two_plain_ones(images, tmp_path)
 # Inductor, which needs a compiler.
 
 
-def test_without_a_compiler_a_run_ends_before_its_first_step(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no_such_compiler")  # read when torch's inductor is imported
+def test_without_a_compiler_a_run_ends_before_its_first_step(images, tmp_path):
     words = small_run(PRETRAIN, images, tmp_path / "run", "train.compile=inductor", "run.device=cpu")
-    code, printed = torchrun(1, "pretrain.py", *words)
-    assert code != 0
+    process = start([sys.executable, "pretrain.py", *words], CXX="no_such_compiler")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
     assert "train.compile = inductor: cannot compile on this machine" in in_one_line(printed)
     assert "leave train.compile out" in in_one_line(printed)
     assert "Traceback" not in printed

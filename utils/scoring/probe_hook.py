@@ -14,6 +14,7 @@ from utils.scoring.neighbours import HEADLINE, neighbour_rows
 from utils.scoring.probe import TRUNK, ProbeImages, all_cores
 from utils.seeding import keyed_torch
 from utils.training.hooks import Every
+from utils.training.schedule import in_steps
 
 SHARE_OF_SIDE = 0.875  # that the centre crop is of the resized short side, as 224 of 256
 
@@ -28,7 +29,8 @@ class NeighbourProbe:
     def __init__(self, config: PretrainConfig, job: Job, log: RunLog, model: nn.Sequential, images: ProbeImages):
         self.config, self.job, self.log, self.model, self.images = config, job, log, model, images
         self.trunk = model[:-1]
-        self.every = Every(config.run.probe_every_epochs * log.steps_per_epoch, log.total_steps)
+        every_steps = in_steps(config.run.probe_every_epochs, config.schedule, log.steps_per_epoch)
+        self.every = Every(every_steps, log.total_steps)
         width = model.decoder[0].in_channels
         images.check_memory(job, width, config.run.probe_storage)
         self.result: dict = {}  # the latest

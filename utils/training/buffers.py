@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from utils.training.flat import by_type, gathered, scatter
+from utils.training.flat import by_type, gathered, lines, scatter
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # SyncBatchNorm insists on counting by itself
 
@@ -15,13 +15,13 @@ class KeptBuffers:
     """The buffers of a model as they are now, to be put back if the step turns out to be bad."""
 
     def __init__(self, model: nn.Module):
-        self.buffers = by_type(model.buffers())
-        self.before = {dtype: gathered(tensors) for dtype, tensors in self.buffers.items()}
+        self.lines = {dtype: lines(tensors) for dtype, tensors in by_type(model.buffers()).items()}
+        self.before = {dtype: gathered(tensors) for dtype, tensors in self.lines.items()}
 
     @torch.no_grad()
     def put_back(self, bad: torch.Tensor) -> None:
         """If `bad`, a bool on the device that is not read, is true."""
-        for dtype, tensors in self.buffers.items():
+        for dtype, tensors in self.lines.items():
             scatter(torch.where(bad, self.before[dtype], gathered(tensors)), tensors)
 
 
@@ -40,11 +40,11 @@ def batches_counted_at_once(model: nn.Module, batches: int) -> Iterator[None]:
                 norms.append(module)
     counts = [norm.num_batches_tracked for norm in norms]
     for norm in norms:
-        norm.num_batches_tracked = None  # torch's word for "do not count"
+        norm._buffers["num_batches_tracked"] = None  # torch's word for "do not count"
     try:
         yield
     finally:
         for norm, count in zip(norms, counts, strict=True):
-            norm.num_batches_tracked = count
+            norm._buffers["num_batches_tracked"] = count
     if counts:
         torch._foreach_add_(counts, batches)

@@ -19,14 +19,21 @@ def by_type(tensors: Iterable[torch.Tensor]) -> dict[torch.dtype, list[torch.Ten
 
 def lines(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Each tensor as a line (N,), a view in the order of its memory; the tensors must have no gaps."""
-    return [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    views = []
+    for tensor in tensors:
+        if tensor.dim() != 1:
+            tensor = tensor.detach().as_strided((tensor.numel(),), (1,))
+        views.append(tensor)
+    return views
 
 
+@torch.no_grad()
 def gathered(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """A copy of tensors of one type as one line, each in the order of its memory."""
     return torch.cat(lines(tensors))
 
 
+@torch.no_grad()
 def scatter(line: torch.Tensor, tensors: list[torch.Tensor]) -> None:
     """Write a line, as `gathered` made it, back into the tensors."""
     pieces = line.split([tensor.numel() for tensor in tensors])

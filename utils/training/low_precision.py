@@ -50,8 +50,8 @@ def castable(model: nn.Module) -> list[Place]:
     places = []
     for module in model.modules():
         if isinstance(module, CAST_BY_AUTOCAST):
-            for name, weight in module.named_parameters(recurse=False):
-                if weight.requires_grad and weight.dtype == torch.float32:
+            for name, weight in module._parameters.items():
+                if weight is not None and weight.requires_grad and weight.dtype == torch.float32:
                     places.append(Place(module, name, weight))
     return places
 
