@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -12,7 +13,7 @@ from data.decode import decode_image
 from utils import limits
 from utils.distributed import explain
 from utils.errors import UserError
-from utils.limits import available_cores, check_loader_limits, cpu_quota
+from utils.limits import available_cores, check_loader_limits, cpu_quota, refusal_of_system
 
 V1 = "12:memory:/docker/abc\n4:cpu,cpuacct:{path}\n3:cpuset:/\n1:name=systemd:/\n"
 
@@ -116,3 +117,28 @@ def test_shared_memory_that_cannot_be_written_or_is_too_small_is_told(tmp_path):
     check_loader_limits(0, 2, 2 * free, tmp_path)
     check_loader_limits(1, 1, free // 2, tmp_path)
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "Input/output error (errno 5, in test_limits.py: raise error); fix this",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device (errno 28, in test_limits.py"),
+        (OSError(errno.EROFS, "Read-only file system", "run/x"), "run/x: Read-only file system; fix this and rerun"),
+        (MemoryError(), "memory ran out; lower train.images_per_device"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "memory ran out"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+        (RuntimeError("can't start new thread"), "no more threads are allowed; raise the limit"),
+        (OSError("image file is truncated"), None),
+        (KeyError("model"), None),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_a_remedy(error, words):
+    try:
+        raise error
+    except Exception as raised:
+        told = refusal_of_system(raised)
+    assert told is None if words is None else told.startswith(words)

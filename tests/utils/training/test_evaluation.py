@@ -255,7 +255,7 @@ def test_logits_that_are_not_finite_are_an_error_that_counts_the_images(value, b
     assert 0 < bad < LENGTH and (crops[:, 0, 0, 0, 0] / 255 - 0.5 > 0.3).sum() > 0
     views = SizeViews(40, 32)
     crops[:, 0] = 0  # of the first view all are finite
-    with pytest.raises(UserError, match=rf"'val_resize_size': 32\}}\): the logits of {bad} of {LENGTH} images are not"):
+    with pytest.raises(UserError, match=rf"val_resize_size 32\): the logits of {bad} of {LENGTH} images are not"):
         evaluate(NotFinite(value, 0.3), batches(crops, labels, batch_size), views, LENGTH, ALONE)
 
 
