@@ -208,3 +208,22 @@ def test_a_mended_image_is_no_other_data_set(images, tmp_path, capsys):
     checkpoint = str(tmp_path / "out/checkpoints/step_00000001.pt")
     assert run(pretrain, PRETRAIN, changed, tmp_path / "out", *more, "--resume", checkpoint) == 0
     assert "warning: 1 of 27 sampled files of train have changed" in capsys.readouterr().out
+
+
+def test_other_weights_are_not_read_on_resuming_and_a_line_says_so(even_images, four_epochs, tmp_path, capsys):
+    copy_until(9, four_epochs, tmp_path)
+    words = ["--epochs", "4", "--resume", "auto", "--weights", "nowhere.pt"]
+    assert run(pretrain, PRETRAIN, even_images, tmp_path, *words) == 0
+    assert "warning: --weights nowhere.pt is not read: this run began from scratch" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_was_set_aside_is_told_as_such_on_a_requeue(even_images, four_epochs, tmp_path, capsys):
+    """The same command twice: the first start counts steps of another size from there on."""
+    copy_until(9, four_epochs, tmp_path)
+    checkpoint = tmp_path / "checkpoints/step_00000009.pt"
+    words = ["--epochs", "4", "--batch-size", "24", "train.images_per_device=8", "--allow-config-change"]
+    assert run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", str(checkpoint)) == 0
+    assert "from here on continue with --resume auto" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"step_00000009\.pt: set aside, .* continue with --resume auto"):
+        run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", str(checkpoint))
+    assert run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto") == 0

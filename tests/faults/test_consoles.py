@@ -197,6 +197,23 @@ def test_a_second_ctrl_c_during_a_save_waits_for_it(ranks, images, tmp_path):
     assert newest_step(output) == steps_logged(output) and not [*output.glob("checkpoints/*.tmp")]
 
 
+def test_a_rank_that_was_asked_to_stop_saves_even_if_its_launcher_is_killed(images, tmp_path):
+    """Before it is asked, a rank dies with its launcher; after it, the save comes first."""
+    output, program = tmp_path / "out", tmp_path / "program.py"
+    program.write_text(SLOW_SAVE)
+    words = torchrun_command(2, str(program), *small_run(PRETRAIN, images, output, "schedule.epochs=500"))
+    process = start_alone(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: steps_logged(output) >= 3, [process])
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: [*output.glob("checkpoints/*.tmp")], [process])
+    process.kill()
+    deadline = time.monotonic() + 60
+    while processes_of(output):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert newest_step(output) == steps_logged(output) and not [*output.glob("checkpoints/*.tmp")]
+
+
 def test_the_same_ctrl_c_twice_is_one(images, tmp_path):
     output = tmp_path / "out"
     process = start_alone(command(images, output, "schedule.epochs=500"), stdout=subprocess.DEVNULL)

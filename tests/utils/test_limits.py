@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -13,7 +14,7 @@ from data.decode import decode_image
 from utils import limits
 from utils.distributed import explain
 from utils.errors import UserError
-from utils.limits import available_cores, batches_ahead, check_loader_limits, cpu_quota
+from utils.limits import available_cores, batches_ahead, check_loader_limits, cpu_quota, refusal_of_system
 
 V1 = "12:memory:/docker/abc\n4:cpu,cpuacct:{path}\n3:cpuset:/\n1:name=systemd:/\n"
 
@@ -147,3 +148,25 @@ def test_workers_leave_half_of_the_shared_memory(free_batches, expected, tmp_pat
     usage = shutil.disk_usage(tmp_path)._replace(free=free_batches * BATCH)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert batches_ahead(4, 2, BATCH, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "Input/output error (errno 5, in test_limits.py: raise error); fix this",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device (errno 28, in test_limits.py"),
+        (OSError(errno.EROFS, "Read-only file system", "run/x"), "run/x: Read-only file system; fix this and rerun"),
+        (RuntimeError("can't start new thread"), "no more threads are allowed; raise the limit"),
+        (OSError("image file is truncated"), None),
+        (KeyError("model"), None),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_a_remedy(error, words):
+    try:
+        raise error
+    except Exception as raised:
+        told = refusal_of_system(raised)
+    assert told is None if words is None else told.startswith(words)

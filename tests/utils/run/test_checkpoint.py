@@ -10,7 +10,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.run.checkpoint import Checkpoints, read_checkpoint
+from utils.run.checkpoint import Checkpoints, newest_for_last, read_checkpoint
 
 
 def content(value=1.0):
@@ -276,3 +276,16 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, nested, zipped):
     with pytest.raises(UserError, match=r"evil\.pt: (refused|not a checkpoint)"):
         read_checkpoint(path)
     assert not marker.exists()
+
+
+def test_last_pt_means_the_newest_where_there_is_no_link(tmp_path):
+    saver = Checkpoints(tmp_path, 3, None, 15)
+    for step in (1, 2):
+        saver.save(step, {"name": step})
+    last = tmp_path / "last.pt"
+    last.unlink()
+    assert read_checkpoint(last)["name"] == read_checkpoint(str(last))["name"] == 2
+    assert newest_for_last(last) == tmp_path / "step_00000002.pt"
+    last.symlink_to("step_00000009.pt")  # a link to what was removed is no reason to take another
+    with pytest.raises(UserError, match=r"last\.pt: no such checkpoint"):
+        read_checkpoint(last)
