@@ -123,8 +123,9 @@ def losses_of(state: TrainingState, rate: float) -> list[float]:
     return losses
 
 
-def test_inductor_trains_and_its_random_numbers_are_those_of_the_step():
+def test_inductor_trains_and_its_random_numbers_are_those_of_the_step(tmp_path, monkeypatch):
     """Its dropout draws other numbers than torch's own, but the same in a repeated step, and others in the next one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed run can leave half a file in the usual one
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         with pytest.raises(UserError, match="cannot compile on this machine"):
