@@ -170,3 +170,18 @@ def test_what_the_system_refuses_is_told_with_a_remedy(error, words):
     except Exception as raised:
         told = refusal_of_system(raised)
     assert told is None if words is None else told.startswith(words)
+
+
+def test_free_memory_is_the_least_that_the_machine_or_its_control_group_leaves(tmp_path):
+    assert limits.free_memory(tmp_path) == 2**62  # nobody says
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert limits.free_memory(tmp_path) == 5000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert limits.free_memory(tmp_path) == 5000 * 1024
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("2500000\n")
+    (group / "memory.stat").write_text("anon 1000000\ninactive_file 900000\nactive_file 600000\n")
+    assert limits.free_memory(tmp_path) == 2_000_000  # a cache of files can be given back

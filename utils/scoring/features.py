@@ -61,12 +61,16 @@ class PooledTrunk:
 
 @dataclass(frozen=True)
 class AveragedPixels:
-    """Colours of `side` × `side` squares of the image, in [0, 1]: what neighbours see without any learning."""
+    """Colours of `side` × `side` squares of the image: what neighbours see without any learning.
 
+    They are normalised, since the cosine of plain pixels, which are all positive, tells little of them.
+    """
+
+    normalize: Normalizer
     side: int = 8
 
     def __call__(self, crops: torch.Tensor) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(unit_float(crops), self.side).flatten(1)
+        return F.adaptive_avg_pool2d(self.normalize(unit_float(crops)), self.side).flatten(1)
 
 
 @torch.inference_mode()

@@ -112,8 +112,8 @@ def probe_checkpoint(config: FinetuneConfig, asked_for_output_dir: bool) -> int:
     job.say(f"{path}: layout: {file.layout}; {account}")
     images.check_memory(job, trunk.width, config.run.probe_storage)
     network = to_device(trunk.module, job.world.device, config.model, torch.float32)
-    pooled = PooledTrunk(network, Normalizer(config.data.mean, config.data.std, job.world.device))
-    views = {TRUNK: pooled, PIXELS: AveragedPixels()}
+    normalize = Normalizer(config.data.mean, config.data.std, job.world.device)
+    views = {TRUNK: PooledTrunk(network, normalize), PIXELS: AveragedPixels(normalize)}
     train, val = images.features(views, network, job, config.run.probe_storage, config.run.timeout_minutes)
     rows = job.world.on_rank_0(lambda still_working: probe_rows(images.train, train, val, job, still_working))
     job.say(probe_table(rows))
