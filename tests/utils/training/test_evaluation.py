@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -295,6 +296,21 @@ def test_logits_that_are_all_the_same_are_no_score(part, batch_size):
         model.get_parameter(part).zero_()
     with pytest.raises(MeaninglessScoreError, match=f"the logits of all {LENGTH} images are the same: no score"):
         evaluate(model, batches(crops, labels, batch_size), VIEWS, LENGTH, ALONE)
+
+
+@pytest.mark.parametrize("level_apart", [0, 1])
+def test_a_real_network_tells_one_level_of_255_from_rounding(level_apart):
+    """In batches of 5 and 1, whose kernels round differently."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=3).to(memory_format=torch.channels_last)
+    crops = torch.full((6, 1, 3, 32, 32), 20, dtype=torch.uint8)
+    crops[3:] += level_apart
+    of_views = batches(crops, torch.zeros(6, dtype=torch.int64), 5)
+    if level_apart:
+        assert evaluate(network, of_views, ONE_VIEW, 6, ALONE)[0]["images"] == 6
+        return
+    with pytest.raises(MeaninglessScoreError):
+        evaluate(network, of_views, ONE_VIEW, 6, ALONE)
 
 
 def test_one_view_without_differences_is_a_score_beside_others():
