@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts.machine.environment import environment_rows, today
-from scripts.machine.exactness import filter_and_loss_rows, training_step_rows
-from scripts.machine.guards import bad_step_rows, repeat_rows
+from scripts.machine.environment import MACHINE, environment_rows, today
+from scripts.machine.exactness import NUMBERS, STEPS, filter_and_loss_rows, training_step_rows
+from scripts.machine.guards import BAD_STEPS, REPEATS, bad_step_rows, repeat_rows
 from scripts.machine.loading import loader_rows
 from scripts.machine.ranks import rank_rows
 from scripts.machine.recipes import Measured, recipe_rows
-from scripts.machine.rows import Row, agreed, as_json, has_failed, rows_or_failure, table_of
-from scripts.machine.scoring import evaluation_rows
-from scripts.machine.speed import memory_rows, speed_rows
+from scripts.machine.rows import FAIL, Row, agreed, as_json, has_failed, rows_or_failure, table_of
+from scripts.machine.scoring import EVALUATION, evaluation_rows
+from scripts.machine.speed import MEMORY, memory_rows, speed_rows
 from scripts.machine.workload import Workload
 from utils.console import say
 from utils.distributed import World, join, run_entry
@@ -35,6 +35,10 @@ from utils.run.provenance import write_json
 
 MANY_IMAGES, SOME_IMAGES, FEW_IMAGES = 128, 64, 16
 GB_FOR_MANY, GB_FOR_SOME = 20, 10  # of a GPU; 128 images of 224 pixels in float32 take 13 GB
+BY_EACH_RANK = {
+    MACHINE: environment_rows, NUMBERS: filter_and_loss_rows, STEPS: training_step_rows, BAD_STEPS: bad_step_rows,
+    REPEATS: repeat_rows, EVALUATION: evaluation_rows, MEMORY: memory_rows,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -101,18 +105,9 @@ def measured_rows(work: Workload, data_path: str | None) -> list[Row]:
     """Every section's rows, alike on all ranks. What the ranks do together ends the program if it fails on one."""
     world = work.world
     rows = []
-
-    def by_each_rank(section: str, measure) -> None:
+    for section, measure in BY_EACH_RANK.items():
         announce(world, section)
-        rows.extend(agreed(rows_or_failure(section, measure), world))
-
-    by_each_rank("machine", lambda: environment_rows(work))
-    by_each_rank("filter and loss", lambda: filter_and_loss_rows(work))
-    by_each_rank("training steps", lambda: training_step_rows(work))
-    by_each_rank("bad steps", lambda: bad_step_rows(work))
-    by_each_rank("deterministic", lambda: repeat_rows(work))
-    by_each_rank("evaluation", lambda: evaluation_rows(work))
-    by_each_rank("memory", lambda: memory_rows(work))
+        rows += agreed(rows_or_failure(section, work, measure), world)
     announce(world, "speed, loader, ranks, recipes")
     step_rows, alone_rate = speed_rows(work)
     rows += agreed(step_rows, world)
@@ -129,7 +124,7 @@ def announce(world: World, section: str) -> None:
 
 
 def verdict(rows: list[Row]) -> str:
-    failed = [row for row in rows if row.result == "FAIL"]
+    failed = [row for row in rows if row.result == FAIL]
     if not failed:
         return "All that must hold does."
     lines = [f"{len(failed)} of what must hold does not:"]

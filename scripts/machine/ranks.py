@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from scripts.machine.rows import INFORMATION, Row, judged, not_run
-from scripts.machine.speed import default_mode, seconds_of
+from scripts.machine.speed import WholeStep, default_mode, seconds_of
 from scripts.machine.workload import Training, Workload, config_of
 from utils.distributed import World
 
@@ -24,8 +24,7 @@ def rank_rows(work: Workload, alone_rate: float) -> tuple[list[Row], float]:
         return [not_run(RANKS, "all_reduce, and the step of all ranks", remedy)], alone_rate
     bandwidth = all_reduce_gb_per_second(work.world)
     training = Training.start(work, config_of(work, default_mode(work.device).settings), work.world)
-    batches = training.micro_batches(0)
-    seconds = max(work.world.gather(seconds_of(lambda: training.step(0, batches), work.device, turns=5)))
+    seconds = max(work.world.gather(seconds_of(WholeStep(training), work.device, turns=5)))
     together = work.world.size * work.images / seconds
     sums = work.world.gather(checksum(training))
     best = sum(work.world.gather(alone_rate))

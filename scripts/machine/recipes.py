@@ -8,7 +8,7 @@ from scripts.machine.workload import ROOT
 from utils.run.reading import FlatConfig, is_pretraining, resolved_config
 
 RECIPES = "hours of a recipe"
-IMAGENET_IMAGES, SAMPLE_IMAGES = 1_281_167, 4_000  # of train
+IMAGES = {"imagenet": 1_281_167, "sample": 4_000}  # of train, by data.data_path
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,19 @@ class Measured:
 
 
 def recipe_rows(measured: Measured, folder: Path = ROOT / "configs") -> list[Row]:
+    """A row for each recipe of ImageNet and the sample, whose numbers of images are known."""
     rows = []
     for path in sorted(folder.glob("*.yaml")):
-        rows.append(recipe_row(path.stem, resolved_config(str(path)), measured))
+        config = resolved_config(str(path))
+        if config["data.data_path"] in IMAGES and config["model.name"] == measured.model:
+            rows.append(recipe_row(path.stem, config, measured))
+    if not rows:
+        rows.append(not_run(RECIPES, "all", f"no recipe has the model that was measured, {measured.model}"))
     return rows
 
 
 def recipe_row(name: str, config: FlatConfig, measured: Measured) -> Row:
     """Hours of training: without evaluation, checkpoints and start."""
-    if config["model.name"] != measured.model:
-        remedy = f"measured was {measured.model}; --model {config['model.name']} measures the recipe's"
-        return not_run(RECIPES, name, remedy)
     pixels = config["data.train_crop_size"]
     step_rate = measured.step_rate * (measured.pixels / pixels) ** 2
     rate = min(step_rate, measured.loader_rate)
@@ -64,5 +66,4 @@ def images_of(config: FlatConfig) -> int:
     batch = config["train.batch_size"]
     if config["schedule.steps"] is not None:
         return config["schedule.steps"] * batch
-    images = SAMPLE_IMAGES if config["data.data_path"] == "sample" else IMAGENET_IMAGES
-    return int(config["schedule.epochs"] * (images // batch)) * batch
+    return int(config["schedule.epochs"] * (IMAGES[config["data.data_path"]] // batch)) * batch

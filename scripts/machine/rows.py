@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from scripts.machine.workload import Workload
 from utils.distributed import World, explain
 from utils.errors import first_line
 from utils.tables import markdown_table, readable_cell
@@ -51,13 +52,13 @@ def not_run(section: str, what: str, reason: str) -> Row:
     return Row(section, what, "", result=NOT_RUN, remedy=reason)
 
 
-def rows_or_failure(section: str, measure: Callable[[], list[Row]]) -> list[Row]:
-    """The rows that `measure()` returns. An error in it becomes a row, so that the other sections run all the same.
+def rows_or_failure(section: str, work: Workload, measure: Callable[[Workload], list[Row]]) -> list[Row]:
+    """The rows that `measure(work)` returns. An error in it becomes a row, so that the other sections run all the same.
 
     Only for what a rank does by itself: the others would wait for one that has left a common measurement.
     """
     try:
-        return measure()
+        return measure(work)
     except Exception as error:  # of whatever a machine may lack
         reason = explain(error) or f"{type(error).__name__}: {first_line(error)}"
         return [Row(section, "the whole section", "an error", "no error", FAIL, reason)]

@@ -10,7 +10,7 @@ import torch
 from scripts.benchmark.side_by_side import launches_of, synchronize
 from scripts.machine.environment import GB, RECIPE_IMAGES
 from scripts.machine.rows import Row, judged, not_run
-from scripts.machine.workload import MicroBatches, Training, Workload, config_of
+from scripts.machine.workload import Training, Workload, config_of
 from utils.precision import choose_precision, uses_channels_last
 from utils.training.step import low_precision
 
@@ -70,30 +70,42 @@ def speed_rows(work: Workload) -> tuple[list[Row], float]:
     """The rows, and the images/s of the whole step in the default mode."""
     rows = []
     rates: dict[Mode, float] = {}
+    default = default_mode(work.device)
     for mode in modes_of(work.device):
         training = Training.start(work, config_of(work, mode.settings), work.alone)
-        batches = training.micro_batches(0)
-        rates[mode] = work.images / seconds_of(lambda: training.step(0, batches), work.device)
-        network_alone = work.images / seconds_of(NetworkAlone(training, batches), work.device)
-        rows.append(
-            Row(
-                SPEED, f"{mode.name}: network alone; whole step", f"{network_alone:.0f}; {rates[mode]:.0f} images/s",
-                values={"network_images_per_second": network_alone, "step_images_per_second": rates[mode]},
-            )
-        )  # fmt: skip
-        if mode == default_mode(work.device):
-            rows += [launch_row(training, batches), host_row(training, batches)]
-        del training, batches
-    rows.append(fastest_row(rates, default_mode(work.device)))
-    return rows, rates[default_mode(work.device)]
+        whole_step = WholeStep(training)
+        rates[mode] = work.images / seconds_of(whole_step, work.device)
+        network_alone = work.images / seconds_of(NetworkAlone(training), work.device)
+        rows.append(mode_row(mode, network_alone, rates[mode]))
+        if mode == default:
+            rows += [launch_row(whole_step, work.device), host_row(whole_step, work.device)]
+        del training, whole_step  # before the next mode's are made
+    rows.append(fastest_row(rates, default))
+    return rows, rates[default]
+
+
+def mode_row(mode: Mode, network_alone: float, whole_step: float) -> Row:
+    values = {"network_images_per_second": network_alone, "step_images_per_second": whole_step}
+    measured = f"{network_alone:.0f}; {whole_step:.0f} images/s"
+    return Row(SPEED, f"{mode.name}: network alone; whole step", measured, values=values)
+
+
+class WholeStep:
+    """A training step on images that are on the device."""
+
+    def __init__(self, training: Training):
+        self.training, self.micro_batches = training, training.micro_batches(0)
+
+    def __call__(self) -> None:
+        self.training.step(0, self.micro_batches)
 
 
 class NetworkAlone:
     """Forward and backward pass of the network, on normalised images, without filter, loss and update."""
 
-    def __init__(self, training: Training, batches: MicroBatches):
+    def __init__(self, training: Training):
         self.state = training.state
-        self.images, _, _ = training.task.corrupt(*batches[0])
+        _, self.images, _ = training.task.corrupt(*training.micro_batches(0)[0])
 
     def __call__(self) -> None:
         with low_precision(self.state):
@@ -133,17 +145,16 @@ def fastest_row(rates: dict[Mode, float], default: Mode) -> Row:
     return Row(SPEED, "the fastest; the default", f"{fastest.name}; {default.name}", remedy=remedy)
 
 
-def launch_row(training: Training, batches: MicroBatches) -> Row:
+def launch_row(whole_step: WholeStep, device: torch.device) -> Row:
     what = "kernels and copies that a step starts"
-    counts = launches_of(lambda: training.step(0, batches), training.state.device.type)
+    counts = launches_of(whole_step, device.type)
     if isinstance(counts, str):
         return not_run(SPEED, what, "CUDA's profiler sees nothing here")
     return Row(SPEED, what, f"{counts['kernels']}; {counts['copies']}", values=counts)
 
 
-def host_row(training: Training, batches: MicroBatches) -> Row:
+def host_row(whole_step: WholeStep, device: torch.device) -> Row:
     """How long the CPU takes to start a step, beside the time that the step takes."""
-    device = training.state.device
     what = "CPU's time to start a step; the step"
     if device.type == "cpu":
         return not_run(SPEED, what, "the CPU computes the step itself")
@@ -151,7 +162,7 @@ def host_row(training: Training, batches: MicroBatches) -> Row:
     for _ in range(TURNS[device.type][0]):
         synchronize(device.type)
         began = time.perf_counter()
-        training.step(0, batches)
+        whole_step()
         starts.append(time.perf_counter() - began)
         synchronize(device.type)
         wholes.append(time.perf_counter() - began)
@@ -181,13 +192,13 @@ def peak_bytes(work: Workload, images: int) -> int:
     """The most that tensors take during two steps in the default mode."""
     size = {"train.images_per_device": images, "train.batch_size": images}
     training = Training.start(work, config_of(work, default_mode(work.device).settings | size), work.alone)
-    batches = training.micro_batches(0)
+    whole_step = WholeStep(training)
     torch.cuda.reset_peak_memory_stats(work.device)
     for _ in range(2):  # the first one makes the optimizer's moments
-        training.step(0, batches)
+        whole_step()
     synchronize(work.device.type)
     peak = torch.cuda.max_memory_allocated(work.device)
-    del training, batches
+    del training, whole_step
     torch.cuda.empty_cache()
     return peak
 
