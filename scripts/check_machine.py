@@ -33,7 +33,7 @@ from utils.errors import UserError
 from utils.precision import choose_precision, set_determinism, set_numerics
 from utils.run.provenance import write_json
 
-MANY_IMAGES, SOME_IMAGES, FEW_IMAGES = 128, 64, 16
+MANY_IMAGES, SOME_IMAGES, FEW_IMAGES, IMAGES_ON_CPU = 128, 64, 32, 8
 GB_FOR_MANY, GB_FOR_SOME = 20, 10  # of a GPU; 128 images of 224 pixels in float32 take 13 GB
 BY_EACH_RANK = {
     MACHINE: environment_rows, NUMBERS: filter_and_loss_rows, STEPS: training_step_rows, BAD_STEPS: bad_step_rows,
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--model", default="resnet50", help="a torchvision ResNet (resnet50)")
     parser.add_argument("--pixels", type=int, help="side of an image; default: 224 on a GPU, 64 on a CPU")
-    parser.add_argument("--images", type=int, help="of a micro-batch; default: 32 to 128 by the GPU, 16 on a CPU")
+    parser.add_argument("--images", type=int, help="of a micro-batch; default: 32 to 128 by the GPU, 8 on a CPU")
     return parser.parse_args(argv)
 
 
@@ -92,13 +92,13 @@ def workload_of(options: argparse.Namespace, world: World, folder: Path) -> Work
 
 def default_images(device: torch.device) -> int:
     if device.type == "cpu":
-        return FEW_IMAGES
+        return IMAGES_ON_CPU
     gb = torch.cuda.get_device_properties(device).total_memory / 1e9
     if gb >= GB_FOR_MANY:
         return MANY_IMAGES
     if gb >= GB_FOR_SOME:
         return SOME_IMAGES
-    return 2 * FEW_IMAGES
+    return FEW_IMAGES
 
 
 def measured_rows(work: Workload, data_path: str | None) -> list[Row]:

@@ -139,7 +139,9 @@ def training_step_rows(work: Workload) -> list[Row]:
         what = f"{STEP_COUNT} steps of {optimizer} beside the CPU's"
         remedy = "compare with another device of this kind; if it is not the device alone, report it with the JSON file"
         losses = relative_error(measured["losses"], expected["losses"])
-        rows.append(at_most(STEPS, f"{what}: losses and gradient norms", losses, LOSS_OF_STEPS_LIMITS[optimizer], remedy))
+        rows.append(
+            at_most(STEPS, f"{what}: losses and gradient norms", losses, LOSS_OF_STEPS_LIMITS[optimizer], remedy)
+        )
         for part in ("model", "ema"):
             error = error_of_way(measured, expected, part)
             rows.append(at_most(STEPS, f"{what}: error of {part} over the way it went", error, limit, remedy))

@@ -16,7 +16,7 @@ from utils.training.step import low_precision
 
 SPEED = "speed"
 MEMORY = "memory"
-WARM_UP = 2  # turns that are not counted
+WARM_UP = {"cpu": 1, "cuda": 5}  # turns that are not counted
 SECONDS_OF_A_MEASUREMENT = 2.0
 TURNS = {"cpu": (2, 4), "cuda": (5, 30)}  # fewest and most of a measurement
 FEWEST_IMAGES = 32  # of a micro-batch: below, BatchNorm errs more (arXiv 1803.08494, figure 1)
@@ -119,7 +119,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, turns: int | No
     Args:
         turns: so many calls, as where the ranks must make equally many; None: as many as a few seconds allow.
     """
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP[device.type]):
         work()
     synchronize(device.type)
     fewest, most = TURNS[device.type]

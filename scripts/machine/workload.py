@@ -18,6 +18,7 @@ from utils.training.step import LossFunction, Metrics, TrainingState, training_s
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE_PIXELS, RECIPE_RADIUS = 224, 16  # of configs/pretrain_resnet50.yaml
 LEARNING_RATE = 1e-4
+MANY_NUMBERS, FEW_NUMBERS = 32, 4  # images whose numbers are compared, on a GPU and on a CPU
 MicroBatches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -50,7 +51,7 @@ class Workload:
     @property
     def few_images(self) -> int:
         """Of a micro-batch where only the numbers count."""
-        return min(self.images, 8)
+        return min(self.images, MANY_NUMBERS if self.device.type == "cuda" else FEW_NUMBERS)
 
 
 def config_of(
