@@ -31,7 +31,7 @@ def test_bad_steps_change_nothing(work):
 def test_a_nan_that_leaks_fails(work, monkeypatch):
     monkeypatch.setattr(step, "guarded_update", lambda state, bad: state.optimizer.step())
     row = guards.nan_row(work)
-    assert row.result == FAIL and "NaN would enter the weights" in row.remedy and "model." in row.remedy
+    assert row.result == FAIL and "NaN would enter the weights" in row.remedy and "ema.module." in row.remedy
 
 
 @pytest.mark.process
