@@ -2,7 +2,6 @@
 
 python scripts/benchmark/benchmark.py input --json input.json        # --help names all of them
 python scripts/benchmark/benchmark.py step --profile trace.json      # and a trace for chrome://tracing or perfetto.dev
-python scripts/benchmark/benchmark.py plan                           # what training would cost on 1 to 512 GPUs
 python scripts/benchmark/benchmark.py pictures                       # what pictures in TensorBoard cost
 
 The two sides live in two processes, each set up as in its own runs, and take turns. Which one goes first alternates,
@@ -27,7 +26,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.benchmark import ours, theirs
 from scripts.benchmark.pictures import measure_pictures
-from scripts.benchmark.plan import add_plan_options, as_markdown, plan
 from scripts.benchmark.real_runs import run_ranks
 from scripts.benchmark.side_by_side import Conditions, Side, compare
 from scripts.benchmark.startup import measure_startup
@@ -54,35 +52,23 @@ class Command:
 
 def main(argv: list[str]) -> None:
     options = make_parser().parse_args(argv)
-    if options.command == "plan":
-        figures = plan(options)
-        say(as_markdown(figures))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            figures = COMMANDS[options.command].measure(options, Path(folder))
-        figures = {"settings": settings_of(options), **figures}
-        say(json.dumps(figures, indent=2))
+    with tempfile.TemporaryDirectory() as folder:
+        figures = COMMANDS[options.command].measure(options, Path(folder))
+    figures = {"settings": settings_of(options), **figures}
+    say(json.dumps(figures, indent=2))
     if options.json is not None:
         figures["machine"] = machine()
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def make_parser() -> ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
         of_command = commands.add_parser(name, help=command.help)
         add_common_options(of_command)
         command.add_options(of_command)
-    of_plan = commands.add_parser("plan", help="what training would cost", formatter_class=raw)
-    add_plan_options(of_plan)
-    add_json_option(of_plan)
     return parser
-
-
-def add_json_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, help="file for the figures")
 
 
 def add_common_options(parser: ArgumentParser) -> None:
@@ -91,7 +77,7 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=20, help="pairs of neighbouring turns to compare")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each side on a CPU")
     parser.add_argument("--size", type=int, default=224, help="side of a crop in pixels")
-    add_json_option(parser)
+    parser.add_argument("--json", type=Path, help="file for the figures")
 
 
 def add_data_path_option(parser: ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from scripts.benchmark.workload import (
 )
 from utils.config import parse_command_line
 from utils.distributed import World
-from utils.precision import choose_precision, set_numerics
+from utils.precision import choose_precision, set_determinism, set_numerics
 from utils.training.optimizer import make_optimizer
 from utils.training.step import TrainingState, training_step
 
@@ -165,7 +165,8 @@ class OurStep:
         config = parse_command_line(PretrainConfig, ["--config", str(ROOT / "configs/pretrain_resnet50.yaml")], "")
         torch_device = torch.device(device)
         dtype = choose_precision(precision, torch_device)
-        set_numerics(dtype, tf32=None, deterministic=False)
+        set_determinism(False)
+        set_numerics(dtype, tf32=None)
         network = masked_frequency_network(make_trunk(model), out_channels=1)
         network = network.to(torch_device, memory_format=torch.channels_last)
         self.state = TrainingState(

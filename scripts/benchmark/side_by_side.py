@@ -103,15 +103,20 @@ def measure_memory(trace: str | None) -> dict[str, float]:
 
 
 def measure_launches() -> dict[str, int] | str:
-    """In a side's process: the kernels, and the copies and fills of memory, that a call starts on the GPU.
+    """In a side's process: what a call of its task starts on the GPU."""
+    return launches_of(ThisProcess.task, ThisProcess.device)
+
+
+def launches_of(task: Callable[[], object], device: str) -> dict[str, int] | str:
+    """The kernels, and the copies and fills of memory, that a call starts on the GPU.
 
     Returns: "not available" on a CPU, and where CUDA's profiler sees nothing, as without the rights for it.
     """
-    if ThisProcess.device != "cuda":
+    if device != "cuda":
         return "not available"
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
-        ThisProcess.task()
-        synchronize(ThisProcess.device)
+        task()
+        synchronize(device)
     names = []
     for event in profiler.events():
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:

@@ -1,0 +1,161 @@
+"""check_machine as a whole: rows of made numbers, exit code, JSON; the whole script, alone and on ranks."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scripts.machine import environment, loading, ranks, recipes, speed
+from scripts.machine.rows import FAIL, INFORMATION, PASS, Row, agreed, as_json, judged, rows_or_failure
+from scripts.machine.workload import Workload
+from tests.support.launch import ROOT, endings, start, torchrun
+from utils.distributed import World
+from utils.errors import UserError
+
+SMALLEST = ["--device", "cpu", "--model", "resnet18", "--pixels", "32", "--images", "2"]
+CPU = World(0, 1, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def script() -> dict:
+    return runpy.run_path(str(ROOT / "scripts/check_machine.py"))
+
+
+def test_a_loader_that_is_too_slow_fails_and_says_how_many_workers_would_do():
+    row = loading.loader_row(loader_rate=700, step_rate=2000, workers=4)
+    assert row.result == FAIL and "data.workers=12" in row.remedy  # 4 · 2000 / 700 = 11.4
+    assert loading.loader_row(2000, 2000, 4).result == PASS
+    assert loading.loader_row(0, 2000, 4).result == FAIL
+
+
+@pytest.mark.parametrize(
+    ("gb", "images", "result", "advice"),
+    [(80, 512, PASS, ""), (24, 128, PASS, "train.images_per_device=128"), (4, 16, FAIL, "smaller model or crop")],
+)
+def test_images_that_fit(gb, images, result, advice):
+    row = speed.fitting_row(bytes_an_image=100e6, fixed_bytes=2e9, available_bytes=gb * 1e9, pixels=224)
+    assert (row.values["images_per_device"], row.result) == (images, result) and advice in row.remedy
+
+
+def test_too_little_memory_and_missing_kernels_fail():
+    assert environment.memory_row("the GPU", free_gb=60, needed_gb=72).result == FAIL
+    assert environment.memory_row("the GPU", free_gb=78, needed_gb=72).result == PASS
+    assert environment.shared_memory_row(workers=2, ranks=1, batch_bytes=2**50).result == FAIL
+    assert environment.shared_memory_row(workers=1, ranks=1, batch_bytes=1).result == PASS
+    row = environment.kernel_row((6, 1), ["sm_70", "sm_80"])
+    assert row.result == FAIL and "torch==2.7.1" in row.remedy
+    assert environment.kernel_row((8, 6), ["sm_70", "sm_80"]).result == PASS
+
+
+def test_driver_version_is_read_from_the_system(tmp_path):
+    file = tmp_path / "version"
+    assert environment.driver_version(file) == "unknown"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\n")
+    assert environment.driver_version(file) == "535.183.01"
+
+
+def test_hours_by_hand():
+    measured = recipes.Measured("resnet50", pixels=224, step_rate=2470, loader_rate=1e9)
+    rows = {row.what: row for row in recipes.recipe_rows(measured)}
+    pretraining, finetuning = rows["pretrain_resnet50"], rows["finetune_resnet50_bce"]
+    assert pretraining.values["hours"] == pytest.approx(300 * 625 * 2048 / 2470 / 3600)  # floor(1281167 / 2048) = 625
+    assert pretraining.values["scaled"] == []
+    assert finetuning.values["images_per_second"] == pytest.approx(2470 * 1.96)  # (224 / 160)²
+    assert len(finetuning.values["scaled"]) == 2
+    slow = {row.what: row for row in recipes.recipe_rows(replace(measured, loader_rate=1000))}["pretrain_resnet50"]
+    assert slow.values["hours"] == pytest.approx(2.47 * pretraining.values["hours"])
+    assert "the loader decides" in slow.remedy
+    [other] = recipes.recipe_rows(replace(measured, model="resnet18"))
+    assert other.result == "not run"
+
+
+def test_a_faster_mode_and_slow_links_get_advice():
+    default, other = speed.Mode("float32", True), speed.Mode("float32", False)
+    row = speed.fastest_row({default: 100, other: 130}, default)
+    assert row.remedy == "train.precision=float32 model.channels_last=false would be faster"
+    assert speed.fastest_row({default: 100, other: 105}, default).remedy == ""
+    assert ranks.step_row(together=700, best=1000, ranks=2).remedy and not ranks.step_row(900, 1000, 2).remedy
+
+
+def test_an_error_in_a_section_is_a_row(tmp_path):
+    def broken(_work: Workload) -> list[Row]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    [row] = rows_or_failure("s", Workload(CPU, "resnet18", 32, 2, tmp_path), broken)
+    assert row.result == FAIL and "illegal memory access" in row.remedy
+
+
+class TwoRanks:
+    """Stands for a World whose second rank has other rows."""
+
+    def __init__(self, others: list[Row]):
+        self.others = others
+
+    def gather(self, rows: list[Row]) -> list[list[Row]]:
+        return [rows, self.others]
+
+
+def test_a_failure_of_any_rank_is_in_the_table():
+    good, bad = judged("s", "w", True, "0", "", ""), judged("s", "w", False, "1", "", "mend it")
+    crash = Row("s", "the whole section", "an error", result=FAIL)
+    assert agreed([good], TwoRanks([good])) == [good]
+    assert agreed([good], TwoRanks([bad, crash])) == [
+        replace(bad, what="w (rank 1)"), replace(crash, what="the whole section (rank 1)"),
+    ]  # fmt: skip
+    assert agreed([bad], TwoRanks([good])) == [bad]
+
+
+@pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
+def test_exit_code_and_json(holds, code, tmp_path, script, monkeypatch, capsys):
+    row = judged("s", "a | b", holds, "nan", "a number", "mend it", {"value": float("nan")})
+    main = script["main"]
+    monkeypatch.setitem(main.__globals__, "measured_rows", lambda work, data_path: [row])
+    monkeypatch.setitem(main.__globals__, "join", lambda device, timeout_minutes: CPU)
+    file = tmp_path / "machine.json"
+    assert main([*SMALLEST, "--json", str(file)]) == code
+    content = json.loads(file.read_text())
+    assert content["passed"] == holds and content["rows"] == [as_json(row)]
+    assert content["rows"][0]["values"] == {"value": "nan"} and content["provenance"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    assert "| s | a \\| b | nan |" in printed and ("mend it" in printed) != holds
+
+
+def test_wrong_sizes_and_folders_are_told(tmp_path, script):
+    for words, problem in (
+        (["--images", "1"], "--images = 1"),
+        (["--data-path", str(tmp_path)], "has no folder train"),
+    ):
+        options = script["parse"]([*SMALLEST, *words])
+        with pytest.raises(UserError, match=problem):
+            script["workload_of"](options, CPU, tmp_path)
+
+
+@pytest.mark.process
+def test_whole_script_on_a_cpu(tmp_path):
+    file = tmp_path / "machine.json"
+    [(code, printed)] = endings([start([sys.executable, "scripts/check_machine.py", *SMALLEST, "--json", str(file)])])
+    content = json.loads(file.read_text())
+    failures = [row["what"] for row in content["rows"] if row["result"] == FAIL]
+    assert code == (1 if failures else 0) and "| section | what |" in printed
+    sections = {row["section"] for row in content["rows"]}
+    assert {"machine", "filter and loss", "training steps", "bad steps", "deterministic", "evaluation"} <= sections
+    assert {"memory", "speed", "loader", "ranks", "hours of a recipe"} <= sections
+    # Free memory is the machine's own.
+    assert [what for what in failures if not what.startswith("free memory")] == []
+
+
+@pytest.mark.process
+def test_two_ranks(tmp_path):
+    file = tmp_path / "machine.json"
+    code, printed = torchrun(2, "scripts/check_machine.py", *SMALLEST, "--json", str(file))
+    assert file.is_file(), printed
+    content = json.loads(file.read_text())
+    rows = {row["what"]: row for row in content["rows"] if row["section"] == "ranks"}
+    assert code == (0 if content["passed"] else 1) and content["ranks"] == 2
+    assert rows["weights of all ranks after the steps"]["result"] == PASS
+    assert rows["all_reduce, bus bandwidth"]["result"] == INFORMATION
