@@ -27,6 +27,25 @@ def appearance(name: str) -> str:
     return "".join(visible).strip()
 
 
+def case_twins(classes: list[str]) -> str:
+    """The first two class names that differ by case alone, as "Ant and ant"; "" if there are none."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            return f"{spelled(other)} and {spelled(name)}"
+    return ""
+
+
+def of_two_alphabets(classes: list[str]) -> str:
+    """The first class name with Latin and with Cyrillic or Greek letters, which can look alike; "" if there is none."""
+    for name in classes:
+        alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
+        if len(alphabets & {"LATIN", "CYRILLIC", "GREEK"}) > 1:
+            return spelled(name)
+    return ""
+
+
 def spelled(name: str) -> str:
     """A name with the code points of what is not plain ASCII, so that names that look alike can be told apart."""
     special = [character for character in name if not "!" <= character <= "~"]

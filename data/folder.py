@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from data.class_names import abbreviate, check_same_classes, look_alikes, spelled
+from data.class_names import abbreviate, case_twins, check_same_classes, look_alikes, of_two_alphabets, spelled
 from data.image_list import ImageList, read_image_list
 from data.index import image_files
 from data.listing import BESIDE, EXTENSIONS, LeftOut, Root, list_root
@@ -149,17 +149,13 @@ class ImageFolder:
         twin = case_twins(self.classes)
         if twin:
             lines.append(f"warning: {self.root}: the class folders {twin} differ by case alone; are they two classes?")
+        mixed = of_two_alphabets(self.classes)
+        if mixed:
+            lines.append(
+                f"warning: {self.root}: the class folder {mixed} has letters of two alphabets, which can look alike; "
+                "is it meant so?"
+            )
         return lines
-
-
-def case_twins(classes: list[str]) -> str:
-    """The first two class names that differ by case alone, as "Ant and ant"; "" if there are none."""
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            return f"{spelled(other)} and {spelled(name)}"
-    return ""
 
 
 def open_root(root: str) -> tuple[list[str], LeftOut]:

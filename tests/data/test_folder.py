@@ -261,3 +261,10 @@ def test_classes_that_differ_by_case_alone_are_told(tmp_path):
     [line] = ImageFolder(str(tmp_path / "one")).remarks()
     assert line.startswith(f"warning: {tmp_path / 'one'}: the class folders Ant and ant differ by case alone")
     assert ImageFolder(str(image_folder(tmp_path / "two"))).remarks() == []
+
+
+def test_a_class_with_letters_of_two_alphabets_is_told_with_its_code_points(tmp_path):
+    """Latin "cat" beside one with a Cyrillic letter; a name of one alphabet, with digits and accents, is none."""
+    root = image_folder(tmp_path / "one", ("cat", "c\u0430t", "\u043a\u043e\u0442 2", "K\u00f6ln_1"))
+    [line] = ImageFolder(str(root)).remarks()
+    assert "the class folder c\u0430t [U+0430] has letters of two alphabets" in line
