@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 
 import torch
@@ -124,5 +125,5 @@ def after_resuming(work: Workload) -> dict[str, torch.Tensor]:
     path = checkpoints.save(STEPS_BEFORE_RESUME, training.state.state_dict())
     resumed = small_training(work)
     resumed.state.load_state_dict(read_checkpoint(path))
-    path.unlink()
+    shutil.rmtree(folder)
     return after_steps(resumed, STEPS_BEFORE_RESUME, STEPS)

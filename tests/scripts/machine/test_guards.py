@@ -36,7 +36,14 @@ def test_a_nan_that_leaks_fails(work, monkeypatch):
 
 @pytest.mark.process
 def test_a_scale_that_stays_fails(work, monkeypatch):
-    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self: None)
+    update = torch.amp.GradScaler.update
+
+    def without_effect(self: torch.amp.GradScaler) -> None:
+        scale = self.get_scale()
+        update(self)
+        self._scale.fill_(scale)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "update", without_effect)
     assert guards.overflow_row(work).result == FAIL
 
 
