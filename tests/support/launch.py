@@ -91,9 +91,9 @@ def in_one_line(printed: str) -> str:
     return " ".join(printed.split())
 
 
-def endings(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    """Exit code and output of each, once all have ended."""
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+def endings(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str]]:
+    """Exit code and output of each, once all have ended; an error if one takes longer."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

@@ -168,6 +168,10 @@ def check_output_folder(output_dir: str, data_path: str) -> None:
     for path in (output / "checkpoints", output, *output.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{given}: must be a folder, but {path} is a file; give another --output-dir")
+    if output == Path(data_path).resolve():
+        raise UserError(
+            f"{given}: is the folder of the images (data.data_path) itself; give an --output-dir of its own"
+        )
     parts = [part for part in (Path(data_path, "train"), Path(data_path, "val")) if part.is_dir()]
     for images in parts or [Path(data_path)]:  # each may be a link to elsewhere
         if images.is_dir() and output.is_relative_to(images.resolve()):

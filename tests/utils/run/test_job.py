@@ -60,7 +60,12 @@ def test_an_output_folder_among_the_images_is_refused(place, data, tmp_path):
         check_output_folder(str(tmp_path / place), str(data))
 
 
-@pytest.mark.parametrize("place", ["run", "database", "data/runs/x", "data", "disk/run", "data/../run", "not/yet"])
+def test_the_folder_of_the_images_itself_is_no_output_folder(data):
+    with pytest.raises(UserError, match="is the folder of the images"):
+        check_output_folder(str(data), str(data))
+
+
+@pytest.mark.parametrize("place", ["run", "database", "data/runs/x", "disk/run", "data/../run", "not/yet"])
 def test_any_other_folder_will_do(place, data, tmp_path):
     check_output_folder(str(tmp_path / place), str(data))
     check_output_folder(str(tmp_path / place), str(tmp_path / "no such data"))
