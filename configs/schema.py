@@ -68,11 +68,8 @@ class PretrainRunOptions(RunOptions):
 class FinetuneRunOptions(RunOptions):
     eval_only: bool = knob(False, "evaluate run.weights and stop", flag="--eval-only", affects="nothing")
     probe: bool = knob(
-        False, "score the frozen features of run.weights and stop: by nearest neighbours (k = 20 is the headline), by "
-        "a linear probe, and by neighbours of 8×8 pixels; features below those have learned nothing that neighbours "
-        "see. "
-        "Neighbours flatter contrastive methods (top-1 of MAE's ViT-B: 11 by neighbours, 81 finetuned)",
-        flag="--probe", affects="nothing")
+        False, "score frozen features of run.weights and stop: neighbours, a linear probe, 8×8 pixels as the anchor; "
+        "neighbours flatter contrastive methods (MAE: kNN 11, finetuned 81)", flag="--probe", affects="nothing")
     frequency_sweep: bool = knob(False, "with eval_only: top-1 on low- and high-passed images too, over sweep_radii",
                                  flag="--frequency-sweep", affects="nothing")
     sweep_radii: tuple[float, ...] = knob(

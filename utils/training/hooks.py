@@ -95,7 +95,10 @@ class StopOnBadNumbers:
         good = "none yet" if newest is None else newest.name
         path = self.job.output / "not_finite.json"
         if self.job.world.rank == 0:
-            write_json(path, {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": good})
+            write_json(
+                path,
+                {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": str(newest) if newest else None},
+            )
         remedy = "lower optimizer.learning_rate, or set optimizer.clip_grad_norm or train.precision=float32"
         if bad_step == 0:  # the learning rate has had no effect yet
             remedy = "look at --weights, data.mean and data.std, or set train.precision=float32"
