@@ -96,8 +96,7 @@ class StopOnBadNumbers:
         path = self.job.output / "not_finite.json"
         if self.job.world.rank == 0:
             write_json(
-                path,
-                {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": str(newest) if newest else None},
+                path, {"step": bad_step + 1, "epoch": epoch, "images": images, "checkpoint": str(newest or good)}
             )
         remedy = "lower optimizer.learning_rate, or set optimizer.clip_grad_norm or train.precision=float32"
         if bad_step == 0:  # the learning rate has had no effect yet
