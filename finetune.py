@@ -43,10 +43,11 @@ from utils.training.step import training_step
 def main(argv: list[str]) -> int:
     description = "Finetuning of a ResNet, and its evaluation."
     config = parse_entry(FinetuneConfig, argv, description, other_entry=("pretrain.py", PretrainConfig))
+    given = keys_given(FinetuneConfig, argv)
     if config.run.eval_only:
-        return evaluate_checkpoint(config, keys_given(FinetuneConfig, argv))
+        return evaluate_checkpoint(config, given)
     if config.run.probe:
-        return probe_checkpoint(config, "run.output_dir" in keys_given(FinetuneConfig, argv))
+        return probe_checkpoint(config, asked_for_output_dir="run.output_dir" in given)
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes
@@ -56,26 +57,12 @@ def main(argv: list[str]) -> int:
     job.warn(shared_images_warning(folder, evaluation_data.val))
     data = {"train": identity(folder), **evaluation_data.identities()}
     job.check_files_agree(data, config.run.weights)
-    plan = BatchPlan.make(
-        length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
-        epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
-        rank=job.world.rank, world_size=job.world.size, augmentation_repeats=config.data.augmentation_repeats,
-    )  # fmt: skip
+    plan = batch_plan(config, job, len(folder))
     config = with_resolved_choices(config, plan.images_per_device, job)
 
     # Model: the task says what is to be learned, the state is what a step changes
     task = Classification.from_config(config, folder.labels, len(folder.classes), job.world.device)
-    with keyed_torch(config.run.seed, "initialisation"):
-        trunk = make_trunk(
-            config.model.name, len(folder.classes), drop_path=config.model.drop_path,
-            zero_init_last_batch_norm=config.model.zero_init_last_batch_norm,
-        )  # fmt: skip
-    if config.run.weights and job.resume is None:
-        loaded = load_from_file(
-            trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world, folder.classes
-        )
-        note_pretraining(config, job, loaded)
-    freeze_if_asked(config, job, trunk)
+    trunk = initial_trunk(config, job, folder.classes)
     state = make_state(config, job, trunk.classifier, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
@@ -122,6 +109,30 @@ def main(argv: list[str]) -> int:
     })  # fmt: skip
     log.close()
     return 0
+
+
+def batch_plan(config: FinetuneConfig, job: Job, images: int) -> BatchPlan:
+    return BatchPlan.make(
+        length=images, batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
+        epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
+        rank=job.world.rank, world_size=job.world.size, augmentation_repeats=config.data.augmentation_repeats,
+    )  # fmt: skip
+
+
+def initial_trunk(config: FinetuneConfig, job: Job, classes: list[str]) -> Trunk:
+    """The network as training starts from it: the trunk of run.weights, if they are given, and a new head."""
+    with keyed_torch(config.run.seed, "initialisation"):
+        trunk = make_trunk(
+            config.model.name, len(classes), drop_path=config.model.drop_path,
+            zero_init_last_batch_norm=config.model.zero_init_last_batch_norm,
+        )  # fmt: skip
+    if config.run.weights and job.resume is None:
+        loaded = load_from_file(
+            trunk.classifier, config.model.name, config.run.weights, config.run.use_ema, job.world, classes
+        )
+        note_pretraining(config, job, loaded)
+    freeze_if_asked(config, job, trunk)
+    return trunk
 
 
 def freeze_if_asked(config: FinetuneConfig, job: Job, trunk: Trunk) -> None:

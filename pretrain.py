@@ -9,6 +9,7 @@ import os
 import sys
 
 import torch
+from torch import nn
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
@@ -50,21 +51,12 @@ def main(argv: list[str]) -> int:
     data = {"train": identity(folder)}
     to_probe = images_to_probe(config, job, folder)
     job.check_files_agree(data if to_probe is None else data | {"val": identity(to_probe.val)}, config.run.weights)
-    plan = BatchPlan.make(
-        length=len(folder), batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
-        epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
-        rank=job.world.rank, world_size=job.world.size,
-    )  # fmt: skip
+    plan = batch_plan(config, job, len(folder))
     config = with_resolved_choices(config, plan.images_per_device, job)
 
     # Model: the task says what is to be learned, the state is what a step changes
     task = MaskedFrequencyModelling.from_config(config, job.world.device)
-    with keyed_torch(config.run.seed, "initialisation"):
-        network = network_from_config(config)
-    if config.run.weights and job.resume is None:
-        loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
-        job.say(fitted(loaded.report))
-        job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
+    network = initial_network(config, job)
     state = make_state(config, job, network, plan.steps_per_epoch)
 
     # Resume: go on where an earlier start of this run ended
@@ -112,6 +104,25 @@ def main(argv: list[str]) -> int:
     })  # fmt: skip
     log.close()
     return 0
+
+
+def batch_plan(config: PretrainConfig, job: Job, images: int) -> BatchPlan:
+    return BatchPlan.make(
+        length=images, batch_size=config.train.batch_size, images_per_device=config.train.images_per_device,
+        epochs=config.schedule.epochs, steps=config.schedule.steps, seed=config.run.seed,
+        rank=job.world.rank, world_size=job.world.size,
+    )  # fmt: skip
+
+
+def initial_network(config: PretrainConfig, job: Job) -> nn.Sequential:
+    """Trunk and decoder as training starts from them: random, or the weights of run.weights."""
+    with keyed_torch(config.run.seed, "initialisation"):
+        network = network_from_config(config)
+    if config.run.weights and job.resume is None:
+        loaded = load_from_file(network, config.model.name, config.run.weights, config.run.use_ema, job.world)
+        job.say(fitted(loaded.report))
+        job.warn(normalisation_warning(loaded, config.data.mean, config.data.std))
+    return network
 
 
 def training_batches(

@@ -1,4 +1,4 @@
-"""Names of classes that are compared, and told apart in messages."""
+"""Names of classes: comparing them, and showing how similar ones differ."""
 
 import unicodedata
 
@@ -47,7 +47,7 @@ def of_two_alphabets(classes: list[str]) -> str:
 
 
 def spelled(name: str) -> str:
-    """A name with the code points of what is not plain ASCII, so that names that look alike can be told apart."""
+    """A name with the code points of what is not plain ASCII, which show how similar names differ."""
     special = [character for character in name if not "!" <= character <= "~"]
     if not special or (set(special) == {" "} and name == name.strip()):
         return name

@@ -1,6 +1,6 @@
 """What tells a set of images from another one, at the price of listing it and reading a few files.
 
-The same few files show whether the images can be told apart at all, and whether val is a copy of train.
+The same few files show whether all images are alike, and whether val is a copy of train.
 """
 
 import contextlib

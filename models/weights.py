@@ -215,15 +215,8 @@ def load_weights(
         raise UserError(f"{path}: no trunk tensor matches the model; the file holds {examples} …; check model.name")
     unmatched = [name for name in model_shapes | file_shapes if name not in matched]
     mismatched = [name for name in unmatched if in_trunk(name, trunk_children)]
-    new_heads = ""
-    for name in unmatched:
-        if name in mismatched or model_shapes.get(name) == file_shapes.get(name):
-            continue
-        if name not in model_shapes or name not in file_shapes:
-            continue
-        if model_shapes[name][1:] != file_shapes[name][1:]:
-            mismatched.append(name)
-        new_heads += f"; {name} is new: {model_shapes[name]} here, {file_shapes[name]} in the file"
+    heads = [name for name in unmatched if is_other_head(name, model_shapes, file_shapes, trunk_children)]
+    mismatched += [name for name in heads if model_shapes[name][1:] != file_shapes[name][1:]]
     if mismatched:
         raise UserError(f"{path}: {mismatch(mismatched, model_shapes, file_shapes)}")
     missing = [name for name in model_shapes if name not in matched and not is_count(name)]
@@ -239,10 +232,20 @@ def load_weights(
         if in_trunk(name, trunk_children):
             refuse_dead(path, name, weights[name])
     network.load_state_dict({name: weights[name] for name in matched}, strict=False)
+    new_heads = ""
+    for name in heads:
+        new_heads += f"; {name} is new: {model_shapes[name]} here, {file_shapes[name]} in the file"
     return (
         f"{len(matched)} tensors matched, {left_over(file_shapes, matched)} of the file left over, "
         f"{left_over(model_shapes, matched)} of the model stay at initialisation{new_heads}"
     )
+
+
+def is_other_head(name: str, model_shapes: Shapes, file_shapes: Shapes, trunk_children: frozenset[str]) -> bool:
+    """Whether a tensor of the head is in both, with unlike shapes, as for another number of classes."""
+    if in_trunk(name, trunk_children) or name not in model_shapes or name not in file_shapes:
+        return False
+    return model_shapes[name] != file_shapes[name]
 
 
 def in_trunk(name: str, trunk_children: frozenset[str]) -> bool:

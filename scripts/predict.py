@@ -32,7 +32,7 @@ from utils.distributed import World, join, run_entry
 from utils.errors import UserError, printable
 from utils.files import write_atomically
 from utils.limits import available_cores
-from utils.precision import exact_float32
+from utils.precision import exact_float32, without_algorithm_search
 from utils.scoring.classifier import Classifier, read_classifier
 from utils.training.evaluation import share_of_rank
 
@@ -110,6 +110,7 @@ def probabilities(logits: torch.Tensor, loss_name: str | None) -> torch.Tensor:
 
 @torch.inference_mode()
 @exact_float32()
+@without_algorithm_search()
 def logits_of(classifier: Classifier, crops: torch.Tensor, device: torch.device) -> torch.Tensor:
     """(B, 1, 3, S, S) uint8 -> (B, K), as an evaluation computes them. Raises: UserError if they are not finite."""
     options = classifier.config.data

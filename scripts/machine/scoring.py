@@ -27,14 +27,18 @@ def evaluation_rows(work: Workload) -> list[Row]:
     return [counts_row(work, network)]
 
 
+def counts_of(row: dict) -> tuple[int, ...]:
+    return tuple(row[name] for name in COUNTS)
+
+
 def counts_row(work: Workload, network: nn.Module) -> Row:
     first, again = evaluated(work, network), evaluated(work, network)
-    counts = [tuple(row[name] for name in COUNTS) for row in (first, again)]
+    counts, counts_again = counts_of(first), counts_of(again)
     remedy = "scores of this device are good to a few images only; evaluate on another one to publish a number"
     return judged(
-        EVALUATION, "images, top-1 and top-5 counts of two evaluations", counts[0] == counts[1],
-        f"{counts[0]}; {counts[1]}", "equal", remedy,
-        {"first": list(counts[0]), "second": list(counts[1]), "loss_difference": again["loss"] - first["loss"]},
+        EVALUATION, "images, top-1 and top-5 counts of two evaluations", counts == counts_again,
+        f"{counts}; {counts_again}", "equal", remedy,
+        {"first": list(counts), "second": list(counts_again), "loss_difference": again["loss"] - first["loss"]},
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Which arms of a study are compared, whether a comparison is fair, and everything that summarize.py tells."""
 
+import itertools
 from dataclasses import dataclass
 
 from scripts.study.arms import PIXELS, SCORES, Arm, Arms, Measure, Results, is_provenance
@@ -137,7 +138,7 @@ def summarize(results: Results, baselines: list[str], factors: list[str], differ
         difference: in points of top-1: how many units would detect it?
     Raises: UserError if no score is of a baseline.
     """
-    known = dict.fromkeys(name for arms in results.values() for name in arms)
+    known = names_of_arms(results)
     unknown = [name for name in baselines if name not in known]
     if unknown:
         raise UserError(f"--baseline {' '.join(unknown)}: no such arm; there are: {', '.join(known)}")
@@ -158,6 +159,14 @@ def summarize(results: Results, baselines: list[str], factors: list[str], differ
                 "comparisons": rows,
             }
     return summary
+
+
+def names_of_arms(results: Results) -> list[str]:
+    """Every arm that has a score, once, in the order of the results."""
+    names: dict[str, None] = {}
+    for arms in results.values():
+        names |= dict.fromkeys(arms)
+    return list(names)
 
 
 def column_name(column: Column) -> str:
@@ -213,7 +222,7 @@ def compare_family(
             row |= compared(column, name, base, comparisons=max(1, tests), wanted=difference, plan=plan)
             rows.append(row)
         rows_of_columns.append(rows)
-    rows = [row for rows in rows_of_columns for row in rows]
+    rows = list(itertools.chain.from_iterable(rows_of_columns))
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     return rows_of_columns

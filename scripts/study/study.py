@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.arms import Results
-from scripts.study.comparisons import summarize
+from scripts.study.comparisons import names_of_arms, summarize
 from scripts.study.figures import write_figures
 from scripts.study.plan import GridOptions, Study, read_study
 from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
@@ -62,7 +62,7 @@ def publish(study: Study) -> None:
             add_pretraining(run.folder, read_json(run.folder / "result.json"), results)
     if not results:
         return
-    scored = {name for arms in results.values() for name in arms}
+    scored = names_of_arms(results)
     baselines = [name for name in grid.baseline if name in scored]
     summary = summarize(results, baselines, list(grid.factor), difference=None)
     table = to_markdown(SummaryTables.of(summary, difference=None))

@@ -54,7 +54,7 @@ def fill(root, color=None):
 def test_images_of_a_single_colour_are_refused_where_detail_is_needed(tmp_path):
     fill(image_folder(tmp_path))
     folder = ImageFolder(str(tmp_path))
-    check_pixels(folder, needs_detail=False)  # colours can be told apart
+    check_pixels(folder, needs_detail=False)  # the colours differ
     with pytest.raises(UserError, match="8 of its images .* each is of a single colour"):
         check_pixels(folder, needs_detail=True)
     image_folder(tmp_path / "ant/more", per_class=1)

@@ -25,6 +25,14 @@ def train(tmp_path_factory):
     return str(root)
 
 
+def made_names(*classes: str, images: int) -> list[str]:
+    """ant/0.png, ant/1.png, …"""
+    names = []
+    for name in classes:
+        names += [f"{name}/{number}.png" for number in range(images)]
+    return names
+
+
 def write(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     return str(path)
@@ -50,7 +58,8 @@ def test_what_a_list_names_is_used_in_the_order_of_the_folder(train, tmp_path, c
     path = write(tmp_path / "names.txt", content)
     assert used(train, path) == names
     folder = ImageFolder(train, train_list=path)
-    assert [folder.classes[label] for label in folder.labels] == [name.split("/")[0] for name in names]
+    classes = [folder.classes[label] for label in folder.labels]
+    assert classes == [name.split("/")[0] for name in names]
 
 
 def test_a_list_of_all_images_is_no_other_data_set(train, tmp_path):
@@ -101,7 +110,7 @@ def test_a_folder_in_place_of_a_list_is_refused(train, tmp_path):
 
 def test_hold_out_and_share_work_on_what_is_listed(tmp_path):
     root = str(image_folder(tmp_path / "train", ["ant", "bee"], per_class=60, size=(8, 8)))
-    names = [f"{name}/{number}.png" for name in ("ant", "bee") for number in range(40)]
+    names = made_names("ant", "bee", images=40)
     path = write(tmp_path / "names.txt", "\n".join(names).encode())
     tenth = used(root, path, label_fraction=0.1)
     assert len(tenth) == 8 and set(tenth) <= set(names)
@@ -123,7 +132,7 @@ def test_a_class_that_is_not_listed_is_refused_where_there_are_labels_to_learn(t
 @pytest.mark.process
 def test_both_entries_train_on_what_is_listed(tmp_path, capsys):
     images = data_set(tmp_path / "images")
-    names = [f"{name}/{number}.png" for name in ("ant", "bee", "cat") for number in range(4)]
+    names = made_names("ant", "bee", "cat", images=4)
     path = write(tmp_path / "names.txt", "\r\n".join(names).encode())
     for entry, run in ((PRETRAIN, pretrain), (FINETUNE, finetune)):
         words = small_run(entry, images, tmp_path / run.__name__, f"data.train_list={path}")
@@ -138,7 +147,9 @@ def test_a_long_list_is_chosen_from_a_long_listing():
     for label in range(100):
         names = [f"n{label:08d}/n{label:08d}_{number}.JPEG" for number in range(1280)]
         names_of_class.append("\0".join(names).encode())
-    listed = {f"n{label:08d}_{number}.JPEG".encode() for label in range(100) for number in range(0, 1280, 10)}
+    listed = set()
+    for label in range(100):
+        listed |= {f"n{label:08d}_{number}.JPEG".encode() for number in range(0, 1280, 10)}
     chosen = ImageList("names.txt", "imagenet", listed, 0).choose(names_of_class)
     counts = np.array([names.count(b"\0") + 1 for names in chosen])
     assert counts.min() == counts.max() == 128

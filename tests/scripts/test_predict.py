@@ -147,7 +147,8 @@ def test_files_of_others_go_all_roads(write, ours, tmp_path):
         found = predictions_of(path, ours.images / "val", tmp_path / "p.csv", *words, f"data.class_names={names}")
         assert right_ones(found) == row["top1_count"]
         for one, other in zip(found.values(), numbered.values(), strict=True):
-            assert [f"output {CLASSES.index(name)}" for name, _ in one] == [name for name, _ in other]
+            numbers = [f"output {CLASSES.index(name)}" for name, _ in one]
+            assert numbers == [name for name, _ in other]
 
 
 @pytest.mark.process

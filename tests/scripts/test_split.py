@@ -63,7 +63,8 @@ def test_parts_are_balanced_nested_disjoint_and_whole(source, tmp_path_factory, 
 def test_the_hash_of_shares_and_hold_outs_decides(source, tmp_path):
     _, val = parts_of(source, tmp_path / "mine", "--val-share", "0.2")
     bees = sorted(path for path in all_images(source) if path.startswith("bee/"))
-    expected = {os.fsdecode(path) for path in label_share([os.fsencode(path) for path in bees], 0.2)}
+    share = label_share([os.fsencode(path) for path in bees], 0.2)
+    expected = {os.fsdecode(path) for path in share}
     assert {path for path in val if path.startswith("bee/")} == expected and len(expected) == 5
 
 

@@ -173,7 +173,7 @@ def group_of_one(tmp_path):
 
 
 def test_the_timeout_of_one_backend_can_be_longer(group_of_one):
-    """On a GPU it is NCCL's; here gloo's, which is told alike."""
+    """On a GPU it is NCCL's; here gloo's, which is set in the same way."""
     cpu = torch.device("cpu")
     backend = group_of_one._get_backend(cpu)
     assert backend.options._timeout == timedelta(minutes=7)

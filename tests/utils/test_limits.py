@@ -168,8 +168,11 @@ def test_what_the_system_refuses_is_told_with_a_remedy(error, words):
     try:
         raise error
     except Exception as raised:
-        told = refusal_of_system(raised)
-    assert told is None if words is None else told.startswith(words)
+        refusal = refusal_of_system(raised)
+    if words is None:
+        assert refusal is None
+    else:
+        assert refusal.startswith(words)
 
 
 def test_free_memory_is_the_least_that_the_machine_or_its_control_group_leaves(tmp_path):

@@ -26,7 +26,8 @@ def corruption_folders(root: str) -> list[tuple[str, int]]:
     found = []
     names = folders_in(root)
     known = [name for name in ALEXNET_ERROR if name in names]
-    for name in known + [name for name in names if name not in ALEXNET_ERROR]:
+    others = [name for name in names if name not in ALEXNET_ERROR]
+    for name in known + others:
         for severity in folders_in(os.path.join(root, name)):
             if severity not in map(str, SEVERITIES):
                 raise UserError(

@@ -17,7 +17,7 @@ from models.normalize import Normalizer, unit_float
 from utils.console import progress_bar
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import exact_float32
+from utils.precision import exact_float32, without_algorithm_search
 from utils.training.evaluation import in_evaluation, share_of_rank
 
 BLOCK = 64  # images that the network gets at once; the last ones of a rank are filled up with zeros
@@ -75,6 +75,7 @@ class AveragedPixels:
 
 @torch.inference_mode()
 @exact_float32()
+@without_algorithm_search()
 def extract(
     views: dict[str, View], samples: EvaluationSamples, model: nn.Module, world: World, *, workers: int,
     storage: str = "float32", timeout_minutes: float = 0,

@@ -86,13 +86,12 @@ def evaluate(
         mistakes: collects those of the first view.
     Returns: a row for each view: its name, images, top1_count, top5_count, top1 and top5 in percent, loss.
     Raises: UserError, on all ranks, if logits are not finite: argmax would take NaN for the surest class.
-        MeaninglessScoreError if no two images are told apart in any view.
+        MeaninglessScoreError if all images have the same logits, in every view.
     """
-    names = views.names
-    # images, top 1, top 5, images whose logits are not finite, images with the logits of the first one
-    counts = torch.zeros(len(names), 5, dtype=torch.int64, device=world.device)
+    # of each view: images, top 1, top 5, images whose logits are not finite, images with the logits of the first one
+    counts = torch.zeros(len(views.names), 5, dtype=torch.int64, device=world.device)
     first_logits: dict[int, torch.Tensor] = {}  # of each view, on this rank
-    losses = torch.zeros(len(names), dtype=torch.float64, device=world.device)
+    losses = torch.zeros(len(views.names), dtype=torch.float64, device=world.device)
     world.copy_from_rank_0(model.buffers())
     for crops, labels in progress_bar(batches, desc="evaluation", unit="batch"):
         labels = labels.to(world.device, non_blocking=True)
@@ -108,11 +107,21 @@ def evaluate(
             losses[view] += F.cross_entropy(logits.double(), labels, reduction="sum")
             if mistakes is not None and view == 0:
                 mistakes.add(logits, labels)
+    rows = scored_rows(views.names, world.sum(counts).tolist(), world.sum(losses).tolist(), length, world.size)
+    warn_of_large_losses(rows, world)
+    return rows
+
+
+def scored_rows(names: list[dict], counts: list[list[int]], losses: list[float], length: int, ranks: int) -> list[dict]:
+    """The rows of `evaluate`, from the sums over all ranks. Raises: as `evaluate` does.
+
+    Args:
+        names: of the views; counts, losses: of each view, as `evaluate` collects them.
+        length: images of the whole set.
+    """
     rows = []
     alike_in_views = []
-    for name, (images, top1, top5, not_finite, alike), loss in zip(
-        names, world.sum(counts).tolist(), world.sum(losses).tolist(), strict=True
-    ):
+    for name, (images, top1, top5, not_finite, alike), loss in zip(names, counts, losses, strict=True):
         assert images == length, f"{images} images counted, the set has {length}"
         if not_finite:
             raise UserError(
@@ -125,18 +134,22 @@ def evaluate(
             **name, "images": images, "top1_count": top1, "top5_count": top5,
             "top1": 100 * top1 / length, "top5": 100 * top5 / length, "loss": loss / length,
         })  # fmt: skip
-    if all(alike_in_views) and length > world.size:  # of one image a rank nothing can be said
+    if all(alike_in_views) and length > ranks:  # of one image a rank nothing can be said
         raise MeaninglessScoreError(
             f"evaluation: the logits of all {length} images are the same: no score.\n"
             "The weights do not look at the images, or all images are alike; evaluate an earlier checkpoint."
         )
+    return rows
+
+
+def warn_of_large_losses(rows: list[dict], world: World) -> None:
+    """Say, from rank 0, that a mean cross-entropy is too large to be one of useful weights."""
     largest_loss = max(row["loss"] for row in rows)
     if largest_loss > LARGEST_LOSS and world.rank == 0:
         say(
             f"warning: evaluation: a mean loss of {largest_loss:.1e} shows that the weights or BatchNorm's statistics "
             "have run away; do not trust the score"
         )
-    return rows
 
 
 def view_in_words(name: dict) -> str:

@@ -36,8 +36,12 @@ def gathered(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 @torch.no_grad()
 def scatter(line: torch.Tensor, tensors: list[torch.Tensor]) -> None:
     """Write a line, as `gathered` made it, back into the tensors."""
-    pieces = line.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(lines(tensors), list(pieces))
+    torch._foreach_copy_(lines(tensors), pieces_of(line, tensors))
+
+
+def pieces_of(line: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The part of a line that belongs to each of the tensors, in one dimension."""
+    return list(line.split([tensor.numel() for tensor in tensors]))
 
 
 def as_line(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -58,6 +62,6 @@ def as_line(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def join(tensors: list[torch.Tensor]) -> torch.Tensor:
     line = gathered(tensors)
-    for tensor, piece in zip(tensors, line.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, piece in zip(tensors, pieces_of(line, tensors), strict=True):
         tensor.data = piece.as_strided(tensor.shape, tensor.stride())
     return line

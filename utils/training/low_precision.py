@@ -24,7 +24,8 @@ class Cast(torch.autograd.Function):
     def backward(ctx, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         used = [number for number, gradient in enumerate(gradients) if gradient is not None]
         results: list[torch.Tensor | None] = [None] * len(gradients)
-        for number, result in zip(used, converted([gradients[number] for number in used], ctx.dtype), strict=True):
+        given = [gradients[number] for number in used]
+        for number, result in zip(used, converted(given, ctx.dtype), strict=True):
             results[number] = result
         return None, *results
 

@@ -5,6 +5,8 @@ The many studies: pytest -m slow -s tests/scripts/study/test_false_alarms_of_sha
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -42,12 +44,15 @@ def simulated(generator, design: str, noise: str, effects: dict[str, float]) -> 
 
 
 def by_seed(scores: np.ndarray) -> dict[str, dict[str, float]]:
-    return {str(unit): {str(seed): float(score) for seed, score in enumerate(row)} for unit, row in enumerate(scores)}
+    units = {}
+    for unit, row in enumerate(scores):
+        units[str(unit)] = {str(seed): float(score) for seed, score in enumerate(row)}
+    return units
 
 
 def rows_of(columns: list[Column]) -> list[dict]:
     families = compare_family(columns, BASELINES, factors=[], difference=None, plan=False)
-    return [row for rows in families for row in rows]
+    return list(itertools.chain.from_iterable(families))
 
 
 def shares_of_studies(studies: int, design: str, noise: str) -> tuple[float, float, float]:

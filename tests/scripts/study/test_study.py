@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import re
 import shutil
@@ -194,9 +196,7 @@ def test_a_study_probes_its_pretrainings_and_finetunes_with_every_share(tiny, tm
     assert "6 of 6 runs; written to" in printed, printed
     rows = [row.split(",") for row in (output / "results.csv").read_text().splitlines()[1:]]
     at_36 = [(row[0], *row[4:7]) for row in rows if row[3] in ("36", "37")]
-    finetunings = [
-        (arm, "finetuning", share, after) for arm in ("mfm", "scratch") for share in ("0.5", "1") for after in ("", "3")
-    ]
+    finetunings = list(itertools.product(("mfm", "scratch"), ("finetuning",), ("0.5", "1"), ("", "3")))
     curve = [("mfm", "knn while pretraining", "1", str(epochs)) for epochs in (2, 4)]
     probes = [
         ("mfm", method, "1", "") for method in ("knn", "pixels_knn")
@@ -381,7 +381,7 @@ def test_studies_are_whole_and_say_what_they_cost(path, tmp_path, monkeypatch):
     planned = read_study(str(path), tmp_path)
     grid, runs = planned.grid, planned.runs
     header = text[: text.index("study:")]
-    counted = {kind: sum(run.kind == kind for run in runs) for kind in (PRETRAINING, FINETUNING, PROBE)}
+    counted = collections.Counter(run.kind for run in runs)
     assert f"# Cost: {counted[PRETRAINING]} pretrainings and {counted[FINETUNING]} finetunings" in header
     assert not counted[PROBE] or f"finetunings, {counted[PROBE]} probes;" in header
     assert f"scripts/study/study.py configs/studies/{path.name}" in header

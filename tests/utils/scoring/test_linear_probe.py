@@ -119,7 +119,8 @@ def test_c_is_the_one_with_most_held_out_images_right_then_with_the_lower_loss()
     strength, tried = choose_strength(features(120, seed=7), held_out_of(120), 4, CPU, lambda: None)
     best = max(tried, key=lambda line: (line["top1_count"], -line["loss"]))
     assert strength == best["C"]
-    assert [line["C"] for line in tried] == pytest.approx([10 ** (half / 2) for half in range(-12, len(tried) - 12)])
+    grid = [10 ** (half / 2) for half in range(-12, len(tried) - 12)]
+    assert [line["C"] for line in tried] == pytest.approx(grid)
     assert tried[-1]["C"] > strength > tried[0]["C"]
 
 

@@ -103,7 +103,8 @@ def test_batches_are_counted_as_batch_norm_itself_counts_them():
         return model
 
     ours, plain = unlike_layers(), unlike_layers()
-    inputs = [x for step in range(2) for x, _ in batches(step, count=3)]
+    both_steps = [*batches(0, count=3), *batches(1, count=3)]
+    inputs = [x for x, _ in both_steps]
     for start in (0, 3):
         with batches_counted_at_once(ours, 3):
             for x in inputs[start : start + 3]:
