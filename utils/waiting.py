@@ -62,7 +62,7 @@ def workers_needed(workers: int, share: float, steps: int) -> int:
     many. With none, the step's own process spends that share on them.
 
     Args:
-        share: of the time of so many steps; of few of them nothing can be told, and `workers` are thought enough.
+        share: of the time of so many steps. Few steps show nothing, so the answer is then `workers`.
     """
     if share <= LONGEST_WAIT or steps < FEWEST_STEPS_FOR_ADVICE:
         return workers

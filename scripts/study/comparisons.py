@@ -210,12 +210,12 @@ def compare_family(
     """
     pairs = [pairs_in(column, baselines, factors) for column in columns]
     tests = 0
-    for column, its_pairs in zip(columns, pairs, strict=True):
-        tests += sum(compared(column, *pair, plan=False)["p"] is not None for pair in its_pairs)
+    for column, pairs_of_column in zip(columns, pairs, strict=True):
+        tests += sum(compared(column, *pair, plan=False)["p"] is not None for pair in pairs_of_column)
     rows_of_columns = []
-    for column, its_pairs in zip(columns, pairs, strict=True):
+    for column, pairs_of_column in zip(columns, pairs, strict=True):
         rows = []
-        for name, base in its_pairs:
+        for name, base in pairs_of_column:
             confounding = confounds(column.arms[base], column.arms[name], factors)
             row = {"arm": name, "baseline": base, "differs_in": confounding.differences}
             row["warning"] = confounding.warning
