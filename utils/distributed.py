@@ -219,9 +219,10 @@ def end_with(error: BaseException) -> None:
     """End this process. The rank that failed first says why, once: at the end of torchrun's summary, or on stderr."""
     trace = traceback.format_exc()
     remove_bars()
-    if isinstance(error, UserError) and local_rank() > 0:
-        # Every rank has met this error, and the first rank of the machine reports it.
-        time.sleep(SECONDS_TO_BE_ENDED)
+    # Every rank meets a user's error, and the first rank of the machine reports it.
+    is_for_another_to_say = isinstance(error, UserError) and local_rank() > 0
+    if is_for_another_to_say or launcher.another_rank_failed():
+        time.sleep(SECONDS_TO_BE_ENDED)  # a rank that ends by itself can stand in torchrun's summary as the first
     if launcher.another_rank_failed():
         os._exit(2)
     explanation = explain(error)

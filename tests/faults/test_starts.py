@@ -66,13 +66,39 @@ def test_an_error_of_one_rank_is_told_once_at_the_end(images, tmp_path):
     assert_ends_with_one_error(printed, "bee/3.png: not a readable image")
 
 
-def test_a_fault_of_the_code_in_one_rank_is_told_once_at_the_end(images, tmp_path):
+FAULT_IN_RANK_1 = """
+import os, runpy
+import utils.training.hooks as hooks
+def fail(*_):
+    if os.environ["RANK"] == "1":
+        raise KeyError("a fault")
+hooks.run_due = fail
+runpy.run_path("pretrain.py", run_name="__main__")
+"""
+RANK_0_WOULD_END_FIRST = """
+import os, runpy, time
+import utils.launcher as launcher
+import utils.training.hooks as hooks
+tell_torchrun = launcher.tell_torchrun
+def tell_and_end_late(message):
+    told = tell_torchrun(message)
+    time.sleep(1)
+    return told
+def fail(*_):
+    if os.environ["RANK"] == "1":
+        raise KeyError("a fault")
+    time.sleep(0.5)
+    raise KeyError("what follows from it")
+launcher.tell_torchrun = tell_and_end_late
+hooks.run_due = fail
+runpy.run_path("pretrain.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("content", [FAULT_IN_RANK_1, RANK_0_WOULD_END_FIRST], ids=["one", "the other ends first"])
+def test_a_fault_of_the_code_in_one_rank_is_told_once_at_the_end(content, images, tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(
-        "import os, runpy\nimport utils.training.hooks as hooks\n"
-        "def fail(*_): \n    if os.environ['RANK'] == '1': raise KeyError('a fault')\n"
-        "hooks.run_due = fail\nrunpy.run_path('pretrain.py', run_name='__main__')"
-    )
+    program.write_text(content)
     words = small_run(PRETRAIN, images, tmp_path / "out")
     process = start(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program), *words],
