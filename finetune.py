@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if config.run.eval_only:
         return evaluate_checkpoint(config, given)
     if config.run.probe:
-        return probe_checkpoint(config, asked_for_output_dir="run.output_dir" in given)
+        return probe_checkpoint(config, given)
     job = open_job(config)
 
     # Data: which images there are, and which of them every step takes

@@ -490,8 +490,8 @@ class FinetuneConfig:
             )
         if self.run.probe and not self.run.weights:
             problems.append(("run.probe", "needs run.weights (--weights): whose features to score"))
-        if self.run.probe and (self.run.eval_only or len(self.data.val_resize_size) > 1):
-            problems.append(("run.probe", "takes one data.val_resize_size, and no run.eval_only"))
+        if self.run.probe and self.run.eval_only:
+            problems.append(("run.probe", "cannot go with run.eval_only; choose one of the two"))
         if self.run.select_val_resize_size and not (self.data.holdout_fraction or self.run.eval_only):
             problems.append(("run.select_val_resize_size", "needs data.holdout_fraction above 0: images to choose on"))
         if self.run.frequency_sweep and not self.run.eval_only:
@@ -502,7 +502,7 @@ class FinetuneConfig:
             problems.append(("data.classes", "needs run.eval_only, without run.select_val_resize_size"))
         if self.data.class_names is not None and not self.run.eval_only:
             problems.append(("data.class_names", "needs run.eval_only; a training takes the folders' names"))
-        if not self.run.eval_only:  # there the checkpoint has a say in the sizes first
+        if not (self.run.eval_only or self.run.probe):  # there the checkpoint has a say in the sizes first
             problems += self.size_problems()
         return problems
 
@@ -512,8 +512,9 @@ class FinetuneConfig:
         crop_size = self.data.val_crop_size
         if min(self.data.val_resize_size) < crop_size:
             problems.append(("data.val_resize_size", f"must be at least data.val_crop_size = {crop_size} pixels"))
-        if self.run.frequency_sweep and len(self.data.val_resize_size) > 1:
-            problems.append(("data.val_resize_size", "run.frequency_sweep takes one size; give one --val-resize-size"))
+        for name in ("frequency_sweep", "probe"):
+            if getattr(self.run, name) and len(self.data.val_resize_size) > 1:
+                problems.append(("data.val_resize_size", f"run.{name} takes one size; give one --val-resize-size"))
         if self.run.frequency_sweep and min(self.run.sweep_radii) ** 2 > 2 * (crop_size // 2) ** 2:
             problems.append(("run.sweep_radii", f"all lie beyond the last bin of {crop_size} pixels"))
         return problems

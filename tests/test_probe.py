@@ -148,9 +148,20 @@ def test_a_probe_is_in_the_log_and_in_the_result_and_leaves_no_trace_in_the_weig
 
 def test_the_last_probe_while_pretraining_is_the_headline_of_a_probe_afterwards(images, tmp_path):
     assert pretrain(words_of(images, tmp_path, PROBING)) == 0
-    assert finetune(probe_words(images, tmp_path / LAST, "data.val_resize_size=37", "data.interpolation=bilinear")) == 0
-    [path] = (tmp_path / "evaluations").iterdir()
-    assert results_in(path)[0]["top1"] == probe_lines(tmp_path)[-1]["top1"]
+    assert finetune(words_without_sizes(images, tmp_path / LAST)) == 0
+    assert_probe_is_the_last_one_of_the_run(tmp_path)
+
+
+def words_without_sizes(images: Path, weights: Path) -> list[str]:
+    return ["--probe", "--weights", str(weights), "--data-path", str(images), "data.workers=0"]
+
+
+def assert_probe_is_the_last_one_of_the_run(run: Path) -> None:
+    [path] = (run / "evaluations").iterdir()
+    decided_by = json.loads(path.read_text())["decided_by"]
+    sizes = [decided_by[key] for key in ("val_resize_size", "val_crop_size", "interpolation")]
+    assert sizes == [[37], 32, "bilinear"]
+    assert results_in(path)[0]["top1"] == probe_lines(run)[-1]["top1"]
 
 
 def test_two_ranks_probe_without_a_trace_and_count_as_one_does(images, tmp_path):
@@ -159,14 +170,8 @@ def test_two_ranks_probe_without_a_trace_and_count_as_one_does(images, tmp_path)
         code, printed = torchrun(2, "pretrain.py", *words)
         assert code == 0, printed
     assert_same_weights(tmp_path / "plain", tmp_path / "probed")
-    assert (
-        finetune(
-            probe_words(images, tmp_path / "probed" / LAST, "data.val_resize_size=37", "data.interpolation=bilinear")
-        )
-        == 0
-    )
-    [path] = (tmp_path / "probed/evaluations").iterdir()
-    assert results_in(path)[0]["top1"] == probe_lines(tmp_path / "probed")[-1]["top1"]
+    assert finetune(words_without_sizes(images, tmp_path / "probed" / LAST)) == 0
+    assert_probe_is_the_last_one_of_the_run(tmp_path / "probed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -72,7 +72,8 @@ def all_figures(runs: Runs, width: int) -> list[NamedFigure]:
     drawn = [
         loss_figure(runs, "pretraining", width),
         loss_figure(runs, "finetuning", width),
-        evaluations_figure(runs),
+        evaluations_figure(runs, "finetuning"),
+        evaluations_figure(runs, "pretraining"),
         resize_size_figure(runs),
         sweep_figure(runs),
     ]
@@ -98,20 +99,28 @@ def loss_figure(runs: Runs, kind: str, width: int) -> NamedFigure | None:
     return NamedFigure(f"loss_{kind}", figure, f"Loss of {kind} against the step: {'; '.join(ends)}.")
 
 
-def evaluations_figure(runs: Runs) -> NamedFigure | None:
-    """Top-1 on val against the epoch, of the first resize size of each evaluation; runs evaluated once have no line."""
+def evaluations_figure(runs: Runs, kind: str) -> NamedFigure | None:
+    """Top-1 on val against the epoch; runs of this kind that were evaluated once have no line.
+
+    A finetuning's is that of its first resize size, a pretraining's that of the nearest neighbours of its features.
+    """
+    name, what = "evaluations", "top-1 on val"
+    if kind == "pretraining":
+        name, what = "neighbours", "kNN top-1 on val"
     series, ends = {}, []
-    for name, run in runs.items():
+    for run_name, run in runs.items():
+        if run.kind != kind:
+            continue
         for weights, top1_at in top1_by_epoch(run).items():
             if len(top1_at) < 2:
                 continue
-            curve = name if weights == "model" else f"{name}, {weights}"
+            curve = run_name if weights == "model" else f"{run_name}, {weights}"
             series[curve] = list(top1_at), list(top1_at.values())
             ends.append(f"{curve} ends at {series[curve][1][-1]:.2f} %")
     if not series:
         return None
-    figure = figures.curves_figure(series, "epochs", "top-1 on val [%]", width=1)
-    return NamedFigure("evaluations", figure, f"Top-1 on val against the epoch: {'; '.join(ends)}.")
+    figure = figures.curves_figure(series, "epochs", f"{what} [%]", width=1)
+    return NamedFigure(name, figure, f"Evaluations against the epoch, {what}: {'; '.join(ends)}.")
 
 
 def top1_by_epoch(run: RunFolder) -> dict[str, dict[int, float]]:

@@ -1,7 +1,7 @@
 """What a study's YAML asks for: every run of its grid, with its command line and its config."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 from configs.schema import FinetuneConfig, PretrainConfig, Problems, knob
 from scripts.study.planned_run import FINETUNING, PRETRAINING, PROBE, PlannedRun
 from scripts.study.read_runs import LABELS_FOLDER
-from utils.config import Values, build, parse_command_line, read_yaml
+from utils.config import Values, build, keys_given, parse_command_line, read_yaml, to_dict
 from utils.errors import UserError
+from utils.scoring.sizes import settle_sizes
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,15 @@ class Study:
                 self.plan_finetunings(name, finetune_seed, needs, folder=f"p{seed}_f{finetune_seed}")
 
     def probe(self, pretraining: PlannedRun) -> PlannedRun:
-        return self.planned(
+        run = self.planned(
             key="study.probe",
             kind=PROBE,
             folder=pretraining.folder / "evaluations",  # where results about its checkpoints lie anyway
             words=f"{self.grid.probe} --probe",
             needs=pretraining,
         )
+        config, _ = settle_sizes(run.config, to_dict(pretraining.config), keys_given(FinetuneConfig, run.words))
+        return replace(run, config=config)
 
     def plan_finetunings(self, arm: str, seed: int, needs: PlannedRun | None, folder: str) -> None:
         """One with each share of the labels. They have equal seeds, as their scores are not compared."""

@@ -254,12 +254,7 @@ def test_values_that_make_no_sense_are_out_of_range(config_class, word):
             "optimizer.layer_decay = 0.7: must be null with model.freeze_trunk",
         ),
         (FinetuneConfig, ["--probe"], "run.probe = true: needs run.weights"),
-        (FinetuneConfig, ["--probe", "--eval-only", "--weights", "x.pt"], "run.probe = true: .* no run.eval_only"),
-        (
-            FinetuneConfig,
-            ["--probe", "--weights", "x.pt", "data.val_resize_size=[235, 256]"],
-            "run.probe = true: takes one data.val_resize_size",
-        ),
+        (FinetuneConfig, ["--probe", "--eval-only", "--weights", "x.pt"], "run.probe = true: cannot go with"),
         (FinetuneConfig, ["data.classes=present"], "data.classes = present: needs run.eval_only"),
         (FinetuneConfig, ["data.class_names=x.txt"], "data.class_names = x.txt: needs run.eval_only"),
         (FinetuneConfig, ["loss.multi_label=true", "loss.name=ce"], "loss.multi_label = true: needs .* bce"),

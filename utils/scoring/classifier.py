@@ -14,10 +14,8 @@ from models.weights import WeightsFile, load_weights, read_weights
 from utils.config import with_value
 from utils.distributed import World
 from utils.errors import UserError, printable
-from utils.knobs import yaml_text
 from utils.run.job import to_device
-
-SIZES = ("data.val_resize_size", "data.val_crop_size", "data.interpolation")
+from utils.scoring.sizes import settle_sizes
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def read_classifier(
     classes, classes_source = settle_classes(config, file, outputs)
     if classes is None:
         classes_source = f"the {outputs} {unnamed} (the file names none)"
-    config, sizes_line = settle_sizes(config, file, given)
+    config, sizes_line = settle_sizes(config, file.config, given)
     normalisation_source = "this command line's (the file tells none)"
     if file.mean is not None:
         config = with_value(with_value(config, "data.mean", tuple(file.mean)), "data.std", tuple(file.std))
@@ -142,30 +140,3 @@ def names_in(place: str) -> list[str]:
         double = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{given}: names {printable(double)} twice; give every output a name of its own")
     return names
-
-
-def settle_sizes(config: FinetuneConfig, file: WeightsFile, given: frozenset[str]) -> tuple[FinetuneConfig, str]:
-    """The config with the file's sizes where the command line gives none, and a line about where each is from.
-
-    Raises: UserError if they do not go together.
-    """
-    saved = (file.config or {}).get("data", {})
-    parts, sources = [], {}
-    for key in SIZES:
-        section, name = key.split(".")
-        source = "the recipe's or the default"
-        if key in given:
-            source = "the command line's"
-        elif name in saved:
-            source = "the file's"
-            value = saved[name]
-            config = with_value(config, key, tuple(value) if isinstance(value, list) else value)
-        sources[key] = source
-        parts.append(f"{key} {yaml_text(getattr(config.data, name))}, {source}")
-    problems = config.size_problems()
-    if problems:
-        key, problem = problems[0]
-        section, name = key.split(".")
-        value = yaml_text(getattr(getattr(config, section), name))
-        raise UserError(f"{key} = {value} ({sources.get(key, 'as given')}): {problem}")
-    return config, f"sizes: {'; '.join(parts)}"

@@ -25,6 +25,7 @@ from utils.scoring.features import AveragedPixels, Features, PooledTrunk, View, 
 from utils.scoring.linear_probe import held_out_part, linear_row
 from utils.scoring.neighbours import HEADLINE, VOTES, neighbour_rows
 from utils.scoring.results import Evaluated, settings_of, write_evaluation
+from utils.scoring.sizes import settle_sizes
 from utils.tables import markdown_table
 
 TRUNK, PIXELS = "trunk", "pixels"  # views
@@ -97,19 +98,25 @@ def all_cores(job: Job, features: Features) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
-def probe_checkpoint(config: FinetuneConfig, asked_for_output_dir: bool) -> int:
-    """--probe: the model is the file's where it tells it, so is the normalisation; sizes are the command line's."""
+def probe_checkpoint(config: FinetuneConfig, given: frozenset[str]) -> int:
+    """--probe: model and normalisation are the file's where it tells them. For sizes see `settle_sizes`.
+
+    Args:
+        given: the keys that the command line itself sets.
+    """
     path = config.run.weights
     job = open_job(config, writes_checkpoints=False)
     file = read_weights(path, config.model.name, config.run.use_ema, job.world)
     if file.mean is not None:
         config = replace(config, data=replace(config.data, mean=tuple(file.mean), std=tuple(file.std)))
+    config, sizes_line = settle_sizes(config, file.config, given)
     images = ProbeImages.open(config, job)
     job.check_files_agree({"train": identity(images.train), "val": identity(images.val)}, path)
     name = printable(file.model_name or config.model.name)
     trunk = make_trunk(name)
     account = load_weights(trunk.classifier, file.weights, path, trunk_children(name), new_head=True)
     job.say(f"{path}: layout: {file.layout}; {account}")
+    job.say(sizes_line)
     images.check_memory(job, trunk.width, config.run.probe_storage)
     network = to_device(trunk.module, job.world.device, config.model, torch.float32)
     normalize = Normalizer(config.data.mean, config.data.std, job.world.device)
@@ -119,7 +126,8 @@ def probe_checkpoint(config: FinetuneConfig, asked_for_output_dir: bool) -> int:
     job.say(probe_table(rows))
     decided_by = settings_of(config, {"train": images.train, "val": images.val})
     decided_by["probe_storage"] = config.run.probe_storage
-    evaluated = Evaluated(file, "ema" if config.run.use_ema else "model", name, job.output, asked_for_output_dir)
+    weights_name = "ema" if config.run.use_ema else "model"
+    evaluated = Evaluated(file, weights_name, name, job.output, asked_for_output_dir="run.output_dir" in given)
     headline = {"method": "knn", "k": HEADLINE.k, "temperature": HEADLINE.temperature}
     written = write_evaluation("probe", job, evaluated, decided_by, {"headline": headline, "results": rows})
     job.say(f"result: {written}")

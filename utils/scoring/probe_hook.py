@@ -12,11 +12,10 @@ from utils.run.log import RunLog
 from utils.scoring.features import PooledTrunk
 from utils.scoring.neighbours import HEADLINE, neighbour_rows
 from utils.scoring.probe import TRUNK, ProbeImages, all_cores
+from utils.scoring.sizes import resize_size_for
 from utils.seeding import keyed_torch
 from utils.training.hooks import Every
 from utils.training.schedule import in_steps
-
-SHARE_OF_SIDE = 0.875  # that the centre crop is of the resized short side, as 224 of 256
 
 
 class NeighbourProbe:
@@ -70,4 +69,4 @@ def images_to_probe(config: PretrainConfig, job: Job, train: ImageFolder) -> Pro
     root = os.path.join(config.data.data_path, "val")
     val = job.open_folder(lambda: ImageFolder(root, train.classes))
     crop_size = config.data.train_crop_size
-    return ProbeImages(train, val, round(crop_size / SHARE_OF_SIDE), crop_size, config.data.interpolation)
+    return ProbeImages(train, val, resize_size_for(crop_size), crop_size, config.data.interpolation)

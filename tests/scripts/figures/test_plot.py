@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from configs.schema import FinetuneConfig
+from configs.schema import FinetuneConfig, PretrainConfig
 from scripts.figures import plot
 from utils.config import to_dict, to_yaml
 from utils.errors import UserError
@@ -33,9 +33,9 @@ def test_seeds_of_one_recipe_are_an_arm_with_an_interval(runs):
     assert scores.interval is None  # of one run
 
 
-def evaluated_run(folder: Path, lines: list[dict]) -> RunFolder:
+def evaluated_run(folder: Path, lines: list[dict], config: object = FinetuneConfig()) -> RunFolder:
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(to_dict(FinetuneConfig())))
+    (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return read_run(folder)
 
@@ -56,13 +56,24 @@ def test_runs_that_evaluated_several_times_have_a_curve_at_their_first_size(tmp_
     once = evaluated_run(tmp_path / "once", [evaluation(0, 235, 50.0)])
     assert plot.top1_by_epoch(several) == {"model": {1: 10.0, 5: 30.0}, "ema": {1: 15.0, 5: 35.0}}
     assert [line["step"] for line in several.log] == [4, 20]
-    figure = plot.evaluations_figure(plot.named([several, once]))
+    figure = plot.evaluations_figure(plot.named([several, once]), "finetuning")
     (axis,) = figure.figure.axes
     drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
     assert drawn == [([1, 5], [10.0, 30.0]), ([1, 5], [15.0, 35.0])]
     assert figure.description.endswith("several ends at 30.00 %; several, ema ends at 35.00 %.")
-    assert plot.evaluations_figure(plot.named([once])) is None
-    assert "evaluations" in [figure.name for figure in plot.all_figures(plot.named([several, once]), width=1)]
+    assert plot.evaluations_figure(plot.named([once]), "finetuning") is None
+    drawn = [figure.name for figure in plot.all_figures(plot.named([several, once]), width=1)]
+    assert "evaluations" in drawn and "neighbours" not in drawn
+
+
+def test_neighbours_of_a_pretraining_are_not_drawn_as_top1_of_a_classifier(tmp_path):
+    lines = [evaluation(epoch, 37, top1) | {"method": "knn", "k": 20} for epoch, top1 in ((9, 30.0), (19, 40.0))]
+    probed = evaluated_run(tmp_path / "probed", lines, PretrainConfig())
+    runs = plot.named([probed])
+    assert plot.evaluations_figure(runs, "finetuning") is None
+    figure = plot.evaluations_figure(runs, "pretraining")
+    assert figure.description == "Evaluations against the epoch, kNN top-1 on val: probed ends at 40.00 %."
+    assert figure.figure.axes[0].get_ylabel() == "kNN top-1 on val [%]"
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
