@@ -273,6 +273,11 @@ def explain(error: BaseException) -> str | None:
             f"a loader worker ended or hangs ({first_line(error)[:80]}). The kernel kills one if memory runs out: "
             "lower data.workers; go on with --resume auto"
         )
+    if half_written := re.search(r"(/\S+\.so): file too short", text):
+        return (
+            f"{half_written[1]}: a half-written library in torch.compile's cache, as of a compilation that was killed; "
+            "remove it, and go on with --resume auto"
+        )
     refusal = refusal_of_system(error)
     if refusal:
         return refusal

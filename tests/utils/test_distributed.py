@@ -1,5 +1,6 @@
 """How an entry point ends, and what it says about failures that are no fault of the code."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -109,6 +110,15 @@ def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, remedy):
 
 
 @pytest.mark.process
+def test_a_half_written_library_of_a_compilation_is_named(tmp_path):
+    library = tmp_path / "kernel.so"
+    library.write_bytes(b"")
+    with pytest.raises(OSError, match="file too short") as caught:
+        ctypes.CDLL(str(library))
+    explanation = distributed.explain(RuntimeError(f"backend='inductor' raised:\nOSError: {caught.value}"))
+    assert explanation.startswith(f"{library}: a half-written library") and "remove it" in explanation
+
+
 def test_a_killed_loader_worker_is_explained():
     """For real: the worker kills itself as the kernel would."""
     program = PROGRAM.replace("return torch.zeros(3, 8, 8), 0", "import os; os.kill(os.getpid(), 9)")
