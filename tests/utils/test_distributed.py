@@ -109,7 +109,6 @@ def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, remedy):
     assert remedy in text and "\n" not in text
 
 
-@pytest.mark.process
 def test_a_half_written_library_of_a_compilation_is_named(tmp_path):
     library = tmp_path / "kernel.so"
     library.write_bytes(b"")
@@ -119,6 +118,7 @@ def test_a_half_written_library_of_a_compilation_is_named(tmp_path):
     assert explanation.startswith(f"{library}: a half-written library") and "remove it" in explanation
 
 
+@pytest.mark.process
 def test_a_killed_loader_worker_is_explained():
     """For real: the worker kills itself as the kernel would."""
     program = PROGRAM.replace("return torch.zeros(3, 8, 8), 0", "import os; os.kill(os.getpid(), 9)")
