@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.machine.environment import MACHINE, environment_rows, today
 from scripts.machine.exactness import NUMBERS, STEPS, filter_and_loss_rows, training_step_rows
 from scripts.machine.guards import BAD_STEPS, REPEATS, bad_step_rows, repeat_rows
-from scripts.machine.loading import loader_rows
+from scripts.machine.loading import LOADER, check_images, loader_rate, loader_rows, open_images
 from scripts.machine.ranks import rank_rows
 from scripts.machine.recipes import Measured, recipe_rows
 from scripts.machine.rows import FAIL, Row, agreed, as_json, has_failed, rows_or_failure, table_of
 from scripts.machine.scoring import EVALUATION, evaluation_rows
-from scripts.machine.speed import MEMORY, memory_rows, speed_rows
+from scripts.machine.speed import MEMORY, SPEED, default_rate, memory_rows, speed_rows
 from scripts.machine.workload import Workload
 from utils.console import say
-from utils.distributed import World, join, run_entry
+from utils.distributed import World, join, local_rank, run_entry
 from utils.errors import UserError
 from utils.precision import choose_precision, set_determinism, set_numerics
 from utils.run.provenance import write_json
@@ -49,9 +49,10 @@ def main(argv: list[str]) -> int:
     set_determinism(False)
     set_numerics(choose_precision("auto", world.device), tf32=None)
     with tempfile.TemporaryDirectory() as folder:
-        work = workload_of(options, world, Path(world.gather(folder)[0]))
+        first_of_machine = world.rank - local_rank()
+        work = workload_of(options, world, Path(world.gather(folder)[first_of_machine]))
         rows = measured_rows(work, options.data_path)
-        world.wait_for_all()  # rank 0's folder, which all use, goes now
+        world.wait_for_all()  # the first rank's folder, which all of its machine use, goes now
     if world.rank == 0:
         say(table_of(rows))
         if options.json is not None:
@@ -85,8 +86,7 @@ def workload_of(options: argparse.Namespace, world: World, folder: Path) -> Work
         images = default_images(world.device)
     if images < 2:
         raise UserError(f"--images = {images}: must be at least 2, for BatchNorm")
-    if options.data_path is not None and not Path(options.data_path, "train").is_dir():
-        raise UserError(f"--data-path = {options.data_path}: has no folder train; give one that has, or leave it out")
+    check_images(options.data_path)
     return Workload(world, options.model, pixels, images, folder)
 
 
@@ -102,20 +102,28 @@ def default_images(device: torch.device) -> int:
 
 
 def measured_rows(work: Workload, data_path: str | None) -> list[Row]:
-    """Every section's rows, alike on all ranks. What the ranks do together ends the program if it fails on one."""
+    """Every section's rows, alike on all ranks."""
     world = work.world
     rows = []
     for section, measure in BY_EACH_RANK.items():
         announce(world, section)
         rows += agreed(rows_or_failure(section, work, measure), world)
     announce(world, "speed, loader, ranks, recipes")
-    step_rows, alone_rate = speed_rows(work)
+    step_rows = rows_or_failure(SPEED, work, speed_rows)
+    alone_rate = default_rate(step_rows, world.device)
     rows += agreed(step_rows, world)
-    load_rows, loader_rate = loader_rows(work, data_path, alone_rate)
-    rows += agreed(load_rows, world)
-    together_rows, step_rate = rank_rows(work, alone_rate)
-    rows += agreed(together_rows, world)
-    return rows + recipe_rows(Measured(work.model, work.pixels, step_rate, loader_rate * world.size))
+    try:
+        images = world.in_turn(lambda: open_images(work, data_path))
+        load_rows = rows_or_failure(LOADER, work, lambda work: loader_rows(work, images, data_path, alone_rate))
+        rows += agreed(load_rows, world)
+        slowest_loader = min(world.gather(loader_rate(load_rows)))
+        together_rows, step_rate = rank_rows(work, alone_rate)
+        rows += agreed(together_rows, world)
+    except Exception:  # what the ranks do together ends the program if it fails on one
+        if world.rank == 0:
+            say(table_of(rows))
+        raise
+    return rows + recipe_rows(Measured(work.model, work.pixels, step_rate, slowest_loader * world.size))
 
 
 def announce(world: World, section: str) -> None:

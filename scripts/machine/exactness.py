@@ -11,7 +11,7 @@ from models.mfm import MaskedFrequencyModelling
 from scripts.machine.rows import Row, at_most
 from scripts.machine.workload import Training, Workload, config_of, made_batch, named_tensors
 from utils.distributed import World
-from utils.precision import choose_precision, exact_float32, set_tf32
+from utils.precision import choose_precision, exact_float32, set_tf32, without_algorithm_search
 
 NUMBERS = "filter and loss"
 STEPS = "training steps"
@@ -133,7 +133,7 @@ def training_step_rows(work: Workload) -> list[Row]:
             "optimizer.ema_decay": 0.5,
             "train.batch_size": ACCUMULATION * small.images,
         }
-        with exact_float32():
+        with exact_float32(), without_algorithm_search():
             expected = steps_taken(small, settings | {"model.channels_last": False}, cpu)
             measured = steps_taken(small, settings, work.alone)
         what = f"{STEP_COUNT} steps of {optimizer} beside the CPU's"

@@ -1,9 +1,11 @@
 """Whether the loader brings images as fast as a step takes them."""
 
+import importlib.util
 import itertools
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,9 +14,11 @@ from data.augment import train_transform
 from data.folder import ImageFolder
 from data.loader import StepBatches, batch_loader
 from data.samples import TrainingSamples
+from data.sampling import epoch_order
 from models.mfm import MaskedFrequencyModelling
 from scripts.machine.rows import Row, judged
 from scripts.machine.workload import Workload, config_of
+from utils.distributed import World
 from utils.errors import UserError
 from utils.limits import available_cores
 
@@ -22,42 +26,46 @@ LOADER = "loader"
 MADE_PHOTOGRAPHS = 64
 LEAST_SECONDS, MOST_SECONDS = 2.0, 10.0
 IMAGES_OF_A_BATCH = 32
+ORDER_SEED = 0
 
 
-def image_path(work: Workload, data_path: str | None) -> Path:
-    """The training images of `data_path`, or JPEGs of 500 × 375 pixels that one rank of a machine makes.
+def check_images(data_path: str | None) -> None:
+    """Raise UserError if there are no images to load, nor anything to make photographs of."""
+    if data_path is None:
+        if importlib.util.find_spec("skimage") is None:
+            raise UserError("no images to load: give --data-path, or pip install scikit-image")
+    elif not Path(data_path, "train").is_dir():
+        raise UserError(f"--data-path = {data_path}: has no folder train; give one that has, or leave it out")
 
-    Raises: UserError if there is no data_path, and nothing to make photographs of.
-    """
+
+def open_images(work: Workload, data_path: str | None) -> ImageFolder:
+    """The training images of `data_path`, or JPEGs of 500 × 375 pixels, which one rank of a machine makes."""
     if data_path is not None:
-        return Path(data_path, "train")
+        return ImageFolder(Path(data_path, "train"))
+    from scripts.benchmark.photographs import make_photographs  # needs scikit-image, which training does not
+
     folder = work.folder / "photographs"
-    try:
-        from scripts.benchmark.photographs import make_photographs  # needs scikit-image, which training does not
-    except ImportError as error:
-        raise UserError("no images to load: give --data-path, or pip install scikit-image") from error
     if not folder.is_dir():
         make_photographs(folder, MADE_PHOTOGRAPHS)
-    return folder
+    return ImageFolder(folder)
 
 
-def loader_images_per_second(work: Workload, images: Path, workers: int) -> float:
+def loader_images_per_second(work: Workload, folder: ImageFolder, workers: int) -> float:
     """Files to micro-batches on the device, by so many loader processes, as pretraining loads them.
 
     The first batch of each worker is not counted: it holds the worker's start.
     """
     config = config_of(work)
-    folder = ImageFolder(images)
     transform = train_transform(
         crop_size=config.data.train_crop_size, crop_ratio=config.data.crop_ratio,
         aspect_ratio=config.data.aspect_ratio, flip_probability=config.data.flip_probability,
         interpolation=config.data.interpolation,
     )  # fmt: skip
     task = MaskedFrequencyModelling.from_config(config, torch.device("cpu"))
-    samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw)
+    samples = TrainingSamples(folder, transform, config.run.seed, target_of=task.draw, skip_bad=True)
     size = min(IMAGES_OF_A_BATCH, work.images)
     loader = batch_loader(
-        samples, endless_batches(len(folder), size), workers, work.device, timeout_minutes=2,
+        samples, endless_batches(len(folder), size, work.world), workers, work.device, timeout_minutes=2,
         ranks=work.world.local_size, batch_bytes=3 * size * work.pixels**2,
     )  # fmt: skip
     batches = StepBatches(loader, accumulation=1, device=work.device)
@@ -72,10 +80,17 @@ def loader_images_per_second(work: Workload, images: Path, workers: int) -> floa
     return count * size / (time.monotonic() - began)
 
 
-def endless_batches(length: int, size: int):
-    """Keys (epoch, number) of batches, round and round through so many images."""
-    for first in itertools.count(0, size):
-        yield [divmod(number, length) for number in range(first, first + size)]
+def endless_batches(length: int, size: int, world: World) -> Iterator[list[tuple[int, int]]]:
+    """Keys (epoch, image) of a rank's batches, in a training's order: each rank begins elsewhere in the first epoch."""
+    place = world.rank * length // world.size
+    keys: list[tuple[int, int]] = []
+    for epoch in itertools.count():
+        for image in epoch_order(length, ORDER_SEED, epoch)[place:].tolist():
+            keys.append((epoch, image))
+            if len(keys) == size:
+                yield keys
+                keys = []
+        place = 0
 
 
 def loader_row(loader_rate: float, step_rate: float, workers: int) -> Row:
@@ -85,7 +100,9 @@ def loader_row(loader_rate: float, step_rate: float, workers: int) -> Row:
         loader_rate, step_rate: images/s of a rank.
         workers: loader processes of the rank.
     """
-    needed = math.ceil(workers * step_rate / loader_rate) if loader_rate > 0 else "more"
+    needed: int | str = "more"
+    if loader_rate > 0 and math.isfinite(step_rate):
+        needed = math.ceil(workers * step_rate / loader_rate)
     remedy = (
         f"give each rank {needed} cores and data.workers={needed}, or train on smaller files "
         "(scripts/resize_images.py); else the device waits"
@@ -97,11 +114,17 @@ def loader_row(loader_rate: float, step_rate: float, workers: int) -> Row:
     )  # fmt: skip
 
 
-def loader_rows(work: Workload, data_path: str | None, step_rate: float) -> tuple[list[Row], float]:
-    """The row, and the slowest rank's images/s. All ranks load at once, as in a training."""
+def loader_rows(work: Workload, folder: ImageFolder, data_path: str | None, step_rate: float) -> list[Row]:
+    """This rank's loader beside its step. All ranks load at once, as in a training."""
     workers = max(1, available_cores() // work.world.local_size)
-    images = work.world.in_turn(lambda: image_path(work, data_path))
-    rate = min(work.world.gather(loader_images_per_second(work, images, workers)))
-    row = loader_row(rate, max(work.world.gather(step_rate)), workers)
+    row = loader_row(loader_images_per_second(work, folder, workers), step_rate, workers)
     source = "made JPEGs of 500 × 375 pixels" if data_path is None else os.path.join(data_path, "train")
-    return [row, Row(LOADER, "loaded images", f"{source}, crops of {work.pixels} pixels")], rate
+    return [row, Row(LOADER, "loaded images", f"{source}, crops of {work.pixels} pixels")]
+
+
+def loader_rate(rows: list[Row]) -> float:
+    """The images/s among these rows; NaN if they were not measured."""
+    for row in rows:
+        if "loader_images_per_second" in row.values:
+            return row.values["loader_images_per_second"]
+    return math.nan

@@ -25,7 +25,7 @@ def rank_rows(work: Workload, alone_rate: float) -> tuple[list[Row], float]:
     bandwidth = all_reduce_gb_per_second(work.world)
     training = Training.start(work, config_of(work, default_mode(work.device).settings), work.world)
     seconds = max(work.world.gather(seconds_of(WholeStep(training), work.device, turns=5)))
-    together = work.world.size * work.images / seconds
+    together = sum(work.world.gather(work.images)) / seconds
     sums = work.world.gather(checksum(training))
     best = sum(work.world.gather(alone_rate))
     rows = [

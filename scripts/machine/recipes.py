@@ -1,5 +1,6 @@
 """How long each recipe of configs/ takes on this machine, from what was measured on it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Measured:
 
 def recipe_rows(measured: Measured, folder: Path = ROOT / "configs") -> list[Row]:
     """A row for each recipe of ImageNet and the sample, whose numbers of images are known."""
+    if not math.isfinite(measured.step_rate + measured.loader_rate):
+        return [not_run(RECIPES, "all", "the speed of the step or of the loader was not measured, see above")]
     rows = []
     for path in sorted(folder.glob("*.yaml")):
         config = resolved_config(str(path))

@@ -1,8 +1,10 @@
 """How fast a device trains, what a step starts on it, and how many images fit."""
 
+import contextlib
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from scripts.benchmark.side_by_side import launches_of, synchronize
 from scripts.machine.environment import GB, RECIPE_IMAGES
 from scripts.machine.rows import Row, judged, not_run
 from scripts.machine.workload import Training, Workload, config_of
-from utils.precision import choose_precision, uses_channels_last
+from utils.precision import choose_precision, set_numerics, uses_channels_last
 from utils.training.step import low_precision
 
 SPEED = "speed"
@@ -66,28 +68,47 @@ def modes_of(device: torch.device) -> list[Mode]:
     return modes
 
 
-def speed_rows(work: Workload) -> tuple[list[Row], float]:
-    """The rows, and the images/s of the whole step in the default mode."""
+@contextlib.contextmanager
+def numerics_of(mode: Mode, device: torch.device) -> Iterator[None]:
+    """Inside, TF32 is on or off as in a training of this precision."""
+    set_numerics(choose_precision(mode.precision, device), tf32=None)
+    try:
+        yield
+    finally:
+        set_numerics(choose_precision("auto", device), tf32=None)
+
+
+def speed_rows(work: Workload) -> list[Row]:
+    """Every mode's speed, and what a step of the default mode starts."""
     rows = []
     rates: dict[Mode, float] = {}
     default = default_mode(work.device)
     for mode in modes_of(work.device):
-        training = Training.start(work, config_of(work, mode.settings), work.alone)
-        whole_step = WholeStep(training)
-        rates[mode] = work.images / seconds_of(whole_step, work.device)
-        network_alone = work.images / seconds_of(NetworkAlone(training), work.device)
+        with numerics_of(mode, work.device):
+            training = Training.start(work, config_of(work, mode.settings), work.alone)
+            rates[mode] = work.images / seconds_of(WholeStep(training), work.device)
+            network_alone = work.images / seconds_of(NetworkAlone(training), work.device)
         rows.append(mode_row(mode, network_alone, rates[mode]))
-        if mode == default:
-            rows += [launch_row(whole_step, work.device), host_row(whole_step, work.device)]
-        del training, whole_step  # before the next mode's are made
+        del training  # before the next mode's is made
     rows.append(fastest_row(rates, default))
-    return rows, rates[default]
+    whole_step = WholeStep(Training.start(work, config_of(work, default.settings), work.alone))
+    whole_step()  # makes the optimizer's moments
+    # The profiler comes last: nothing is timed after it.
+    return [*rows, host_row(whole_step, work.device), launch_row(whole_step, work.device)]
 
 
 def mode_row(mode: Mode, network_alone: float, whole_step: float) -> Row:
-    values = {"network_images_per_second": network_alone, "step_images_per_second": whole_step}
+    values = {"mode": mode.name, "network_images_per_second": network_alone, "step_images_per_second": whole_step}
     measured = f"{network_alone:.0f}; {whole_step:.0f} images/s"
     return Row(SPEED, f"{mode.name}: network alone; whole step", measured, values=values)
+
+
+def default_rate(rows: list[Row], device: torch.device) -> float:
+    """The images/s of the whole step in the default mode; NaN if they were not measured."""
+    for row in rows:
+        if row.values.get("mode") == default_mode(device).name:
+            return row.values["step_images_per_second"]
+    return math.nan
 
 
 class WholeStep:
@@ -189,12 +210,14 @@ def memory_rows(work: Workload) -> list[Row]:
 
 
 def peak_bytes(work: Workload, images: int) -> int:
-    """The most that tensors take during two steps in the default mode."""
+    """The most that tensors take during a step in the default mode."""
     size = {"train.images_per_device": images, "train.batch_size": images}
     training = Training.start(work, config_of(work, default_mode(work.device).settings | size), work.alone)
     whole_step = WholeStep(training)
+    whole_step()  # makes the optimizer's moments, and has cuDNN's search, which takes what memory there is
+    synchronize(work.device.type)
     torch.cuda.reset_peak_memory_stats(work.device)
-    for _ in range(2):  # the first one makes the optimizer's moments
+    for _ in range(2):
         whole_step()
     synchronize(work.device.type)
     peak = torch.cuda.max_memory_allocated(work.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 import sys
@@ -10,12 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data.sampling import epoch_order
 from scripts.machine import environment, loading, ranks, recipes, speed
 from scripts.machine.rows import FAIL, INFORMATION, PASS, Row, agreed, as_json, judged, rows_or_failure
 from scripts.machine.workload import Workload
 from tests.support.launch import ROOT, endings, start, torchrun
 from utils.distributed import World
 from utils.errors import UserError
+from utils.precision import set_tf32
 
 SMALLEST = ["--device", "cpu", "--model", "resnet18", "--pixels", "32", "--images", "2"]
 CPU = World(0, 1, 1, torch.device("cpu"))
@@ -31,6 +34,36 @@ def test_a_loader_that_is_too_slow_fails_and_says_how_many_workers_would_do():
     assert row.result == FAIL and "data.workers=12" in row.remedy  # 4 · 2000 / 700 = 11.4
     assert loading.loader_row(2000, 2000, 4).result == PASS
     assert loading.loader_row(0, 2000, 4).result == FAIL
+
+
+def test_ranks_load_other_images_in_a_trainings_order():
+    first, second = (
+        itertools.islice(loading.endless_batches(10, 4, World(rank, 2, 2, CPU.device)), 8) for rank in (0, 1)
+    )
+    first, second = list(first), list(second)
+    order = [(0, image) for image in epoch_order(10, 0, 0)] + [(1, image) for image in epoch_order(10, 0, 1)]
+    assert list(itertools.chain(*first))[:20] == order
+    assert list(itertools.chain(*second))[:15] == order[5:]
+    assert not set(first[0]) & set(second[0])
+
+
+def test_without_a_measured_speed_there_are_no_hours():
+    row = Row("speed", "the whole section", "an error", result=FAIL)
+    rate = speed.default_rate([row], CPU.device)
+    [hours] = recipes.recipe_rows(recipes.Measured("resnet50", 224, rate, loader_rate=1000))
+    assert hours.result == "not run"
+    assert loading.loader_row(700, rate, workers=4).result == FAIL
+    measured = speed.mode_row(speed.default_mode(CPU.device), network_alone=9, whole_step=7)
+    assert speed.default_rate([row, measured], CPU.device) == 7
+
+
+def test_float32_is_timed_without_tf32_as_it_trains():
+    before = torch.backends.cudnn.allow_tf32
+    with speed.numerics_of(speed.Mode("float32", True), CPU.device):
+        assert not torch.backends.cudnn.allow_tf32
+    with speed.numerics_of(speed.Mode("bfloat16", True), CPU.device):
+        assert torch.backends.cudnn.allow_tf32
+    set_tf32(before)
 
 
 @pytest.mark.parametrize(
