@@ -108,7 +108,7 @@ def add_score(results: Results, score: Score) -> None:
         raise UserError(
             f"{score.origin}: a second result of arm {score.arm}, pretrain_seed {score.pretrain_seed or 'none'}, "
             f"finetune_seed {score.finetune_seed or 'none'}, size {score.size} ({score.measure.score}); "
-            "give each run once"
+            "give each run once, and of two probes at one size keep one"
         )
     scores[score.finetune_seed] = score.top1
 

@@ -10,6 +10,7 @@ from scripts.study.scores_csv import config_name
 from utils.config import keys_affecting, to_dict, yaml_text
 from utils.errors import UserError
 from utils.run.reading import differing, flat, read_json, resolved_config
+from utils.scoring.sizes import KEYS as SIZES
 
 # A finished run may differ from its plan in these: where it worked, and what it left behind.
 FREE = keys_affecting(PretrainConfig, "nothing") | keys_affecting(FinetuneConfig, "nothing")
@@ -79,26 +80,31 @@ class PlannedRun:
         )
 
     def probe_result(self) -> dict:
-        """What a probe has written about the last checkpoint of its pretraining; empty if it has not."""
+        """What a probe has written about the last checkpoint of its pretraining, at the planned sizes if it has.
+
+        Empty if there is none.
+        """
         steps = read_json(self.needs.folder / "result.json").get("steps")
-        for path in sorted(self.folder.glob("probe_*.json")):
-            content = read_json(path)
-            if content["checkpoint"]["step"] == steps:
-                return content
-        return {}
+        results = [read_json(path) for path in sorted(self.folder.glob("probe_*.json"))]
+        of_last = [result for result in results if result["checkpoint"]["step"] == steps]
+        of_last.sort(key=lambda result: bool(self.other_sizes(result)))
+        return of_last[0] if of_last else {}
+
+    def other_sizes(self, result: dict) -> dict[str, tuple]:
+        """The sizes of a probe that are not the planned ones, as key -> (its, planned)."""
+        planned = flat(to_dict(self.config))
+        changed = {}
+        for key in SIZES:
+            its = result["decided_by"][key.removeprefix("data.")]
+            if its != planned[key]:
+                changed[key] = its, planned[key]
+        return changed
 
     def has_probe(self) -> bool:
         result = self.probe_result()
-        if not result:
-            return False
-        decided_by = result["decided_by"]
-        planned = flat(to_dict(self.config))
-        changed = {}
-        for key in ("val_resize_size", "val_crop_size", "interpolation"):
-            if decided_by[key] != planned[f"data.{key}"]:
-                changed[f"data.{key}"] = decided_by[key], planned[f"data.{key}"]
-        self.check_nothing_changed(changed)
-        return True
+        if result:
+            self.check_nothing_changed(self.other_sizes(result))
+        return bool(result)
 
     def seconds(self) -> float | None:
         """How long the run took. None: it has not finished, or was resumed, so that only its last part was timed."""

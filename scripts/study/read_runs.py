@@ -11,7 +11,7 @@ from scripts.study.scores_csv import read_csv
 from utils.config import yaml_text
 from utils.errors import UserError
 from utils.run.log_file import is_evaluation_line, read_lines
-from utils.run.reading import read_json
+from utils.run.reading import FlatConfig, read_json
 from utils.scoring.neighbours import HEADLINE
 
 LABELS_FOLDER = "labels_"  # and the share: holds the runs of an arm in a study of several shares
@@ -139,10 +139,10 @@ def add_pretraining(run: Path, result: dict, results: Results) -> bool:
         run: its folder.
         result: the content of its result.json.
     """
-    found = knn_curve(run) + probes(run, result)
+    configs = RunConfigs.of_pretraining(run)
+    found = knn_curve(run, configs.pretraining) + probes(run, result)
     if not found:
         return False
-    configs = RunConfigs.of_pretraining(run)
     recipe = configs.facts()
     facts = recipe | provenance(result, prefix="pretraining's ")
     arm = arm_of_run(run, recipe, found[0].measure, results)
@@ -153,15 +153,21 @@ def add_pretraining(run: Path, result: dict, results: Results) -> bool:
     return True
 
 
-def knn_curve(run: Path) -> list[FeatureScore]:
-    """The neighbours' scores in log.jsonl, which run.probe_every_epochs asks for."""
-    scores = []
+def knn_curve(run: Path, config: FlatConfig) -> list[FeatureScore]:
+    """The neighbours' scores in log.jsonl, which run.probe_every_epochs asks for; one for each number of epochs.
+
+    Args:
+        config: of the run. Where it counts its length in steps, epochs are those of its schedule.
+    """
+    by_place = {}
     for line in read_lines(run / "log.jsonl"):
         if is_evaluation_line(line) and "top1" in line:
             epochs = line["epoch"] + 1  # completed: a probe is made at the end of its epoch
+            if config["schedule.steps"] is not None:
+                epochs = round(line["step"] * config["schedule.epochs"] / config["schedule.steps"])
             size = str(line["val_resize_size"])
-            scores.append(FeatureScore(Measure(KNN_CURVE, after=epochs), size, line["top1"], facts={}))
-    return scores
+            by_place[epochs, size] = FeatureScore(Measure(KNN_CURVE, after=epochs), size, line["top1"], facts={})
+    return list(by_place.values())
 
 
 def probes(run: Path, result: dict) -> list[FeatureScore]:

@@ -14,7 +14,7 @@ from scripts.study import summarize
 from scripts.study.arms import KNN, KNN_CURVE, LINEAR, PIXELS, Measure, Results
 from scripts.study.comparisons import summarize as summary_of_results
 from scripts.study.figures import label_panels, labels_figure, write_figures
-from scripts.study.read_runs import read_results
+from scripts.study.read_runs import knn_curve, read_results
 from scripts.study.scores_csv import to_csv
 from scripts.study.statistics_of_runs import compare, holm
 from scripts.study.tables import SummaryTables, to_markdown
@@ -161,6 +161,18 @@ def test_shares_differ_in_rates_and_train_data_which_is_fair(summary):
     for column in summary.values():
         assert not any(row["warning"] for row in column["comparisons"])
         assert not any("differ" in note for arm in column["arms"].values() for note in arm["notes"])
+
+
+def test_epochs_of_a_pretraining_in_steps_are_those_of_its_schedule(tmp_path):
+    """625 steps a pass of the data, of which 12,500 are taken in 300 epochs of the schedule: a probe every 417."""
+    lines = []
+    for number, step in enumerate((417, 834, 1251, 1668)):
+        lines.append({"step": step, "epoch": (step - 1) // 625, "split": "val", "val_resize_size": 36, "top1": number})
+    lines.append({"step": 1669, "epoch": 2, "split": "val", "val_resize_size": 36, "top1": 7})
+    (tmp_path / "log.jsonl").write_text(as_text(lines))
+    config = {"schedule.steps": 12500, "schedule.epochs": 300}
+    scores = {score.measure.after: score.top1 for score in knn_curve(tmp_path, config)}
+    assert scores == {10: 0, 20: 1, 30: 2, 40: 7}
 
 
 def test_an_earlier_evaluation_is_the_newest_by_that_step(small, capsys):

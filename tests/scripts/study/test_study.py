@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import os
 import re
 import shutil
@@ -182,6 +183,13 @@ PROBED = """study:
 """
 
 
+def add_probe_of_another_size(folder: Path) -> None:
+    """As by hand, with a name that comes before the study's."""
+    content = json.loads((folder / "probe_step_00000012.json").read_text())
+    content["decided_by"]["val_resize_size"] = [48]
+    (folder / "probe_step_00000012-2.json").write_text(json.dumps(content))
+
+
 @pytest.mark.process
 def test_a_study_probes_its_pretrainings_and_finetunes_with_every_share(tiny, tmp_path, capsys):
     words = PROBED.format(root=ROOT, images=tiny.parent / "images")
@@ -215,7 +223,11 @@ def test_a_study_probes_its_pretrainings_and_finetunes_with_every_share(tiny, tm
     other.write_text(text.replace("--val-resize-size 36 data", "--val-resize-size 40 data"))
     with pytest.raises(UserError, match=r"evaluations: finished .*data.val_resize_size: \[36\] -> \[40\]"):
         study.main([str(other), "--output-dir", str(output), "--dry-run"])
-    (output / "pretrain/mfm/p0/evaluations/probe_step_00000012.json").unlink()
+    add_probe_of_another_size(output / "pretrain/mfm/p0/evaluations")
+    assert study.main([str(tmp_path / "probed.yaml"), "--output-dir", str(output), "--dry-run"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:6]] == ["finished"] * 6
+    for file in (output / "pretrain/mfm/p0/evaluations").iterdir():
+        file.unlink()
     printed, _ = start(tmp_path / "probed.yaml", output).communicate(timeout=300)
     assert "5 of 6 runs finished already, 1 to do" in printed and "6 of 6 runs; written to" in printed
 
