@@ -61,14 +61,15 @@ def without_algorithm_search() -> Iterator[None]:
     """Inside `with`, cuDNN takes the algorithm that it thinks best, and does not time them all first.
 
     For shapes that are met once, where the search costs more than it saves, and for evaluations, whose counts must not
-    depend on how busy the GPU was during a search.
+    depend on how busy the GPU was during a search. cuDNN's choices are kept by shape, whether it searched or not, but
+    those among deterministic algorithms apart: so the two do not meet.
     """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
 
 
 def set_determinism(deterministic: bool) -> None:

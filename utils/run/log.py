@@ -3,11 +3,12 @@
 A line of log.jsonl has the values of its very step; the console shows the mean loss of all steps since the line before.
 """
 
+import contextlib
 import errno
 import itertools
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class RunLog:
 
     def start_interval(self) -> None:
         self.interval_start, self.interval_steps = time.monotonic(), 0
+        self.interval_paused = 0.0
         self.interval_waits: list[Wait] = []
         self.interval_losses: Metrics = {}
 
@@ -93,6 +95,15 @@ class RunLog:
         self.interval_waits.append(waited)
         if self.bar is not None:
             self.bar.update()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, as in an evaluation, no time counts for the speed of the steps."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.interval_paused += time.monotonic() - began
 
     def due(self, step: int) -> bool:
         return self.every.due(step)
@@ -129,7 +140,7 @@ class RunLog:
         return (step - 1) // self.steps_per_epoch
 
     def interval_seconds(self) -> float:
-        return max(time.monotonic() - self.interval_start, 1e-9)
+        return max(time.monotonic() - self.interval_start - self.interval_paused, 1e-9)
 
     def seconds_per_step(self, step: int) -> float:
         """Evaluations and checkpoints included, but not the slow start, once there is a line after it."""

@@ -86,12 +86,17 @@ def extract(
         samples: of one resize size.
         model: what the views run; it is left in training mode if it was in it.
         storage: a name of STORAGES.
-    Raises: UserError on all ranks if features are not finite, or too large for float16.
+    Raises: UserError on all ranks if features are not finite, or too large for float16, or a rank has no image.
     """
     length = len(samples.folder)
+    if length < world.size:
+        raise UserError(f"{samples.folder.root}: has {length} images for {world.size} ranks; take fewer ranks")
     batches = share_of_rank(length, world, BLOCK)
     own_images = sum(map(len, batches))
-    loader = batch_loader(samples, batches, workers, world.device, timeout_minutes)
+    loader = batch_loader(
+        samples, batches, workers, world.device, timeout_minutes,
+        ranks=world.local_size, batch_bytes=3 * BLOCK * samples.crop_size**2,
+    )  # fmt: skip
     shares: dict[str, torch.Tensor] = {}
     world.copy_from_rank_0(model.buffers())
     done = 0

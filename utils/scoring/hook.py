@@ -38,7 +38,8 @@ class Evaluation:
     def run(self, step: int) -> None:
         mistakes = Mistakes(len(self.data.val.classes), self.job.world)
         try:
-            self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
+            with self.log.paused():
+                self.result = evaluate_models(self.config, self.job, self.models, self.data, mistakes)
         except MeaninglessScoreError as error:
             if step == self.log.total_steps:
                 raise

@@ -21,6 +21,7 @@ HELD_OUT = 0.2  # share of train on which C is chosen
 STRENGTHS = tuple(10 ** (half / 2) for half in range(-12, 11))  # C: two values a power of ten, from 1e-6 to 1e5
 PATIENCE = 4  # values of C in a row that are no better than the best, after which larger ones are not tried
 MOST_ITERATIONS = 500  # of L-BFGS
+MOST_EVALUATIONS = 2 * MOST_ITERATIONS  # of the loss, as its line search needs several an iteration
 CHUNK = 8192  # images
 
 
@@ -80,10 +81,11 @@ class Fit:
 
     theta: torch.Tensor
     iterations: int
+    evaluations: int  # of the loss and its gradient
 
     @property
     def converged(self) -> bool:
-        return self.iterations < MOST_ITERATIONS
+        return self.iterations < MOST_ITERATIONS and self.evaluations < MOST_EVALUATIONS
 
 
 def logits_of(theta: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -111,7 +113,7 @@ def fit(data: Standardised, start: torch.Tensor, strength: float, still_working:
     """The probe of that C, searched from `start` on."""
     theta = start.clone()
     optimizer = torch.optim.LBFGS(
-        [theta], max_iter=MOST_ITERATIONS, max_eval=2 * MOST_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-12,
+        [theta], max_iter=MOST_ITERATIONS, max_eval=MOST_EVALUATIONS, tolerance_grad=1e-6, tolerance_change=1e-12,
         history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -121,7 +123,8 @@ def fit(data: Standardised, start: torch.Tensor, strength: float, still_working:
         return loss
 
     optimizer.step(evaluate)
-    return Fit(theta.detach(), optimizer.state[theta]["n_iter"])
+    state = optimizer.state[theta]
+    return Fit(theta.detach(), state["n_iter"], state["func_evals"])
 
 
 def scores_of(theta: torch.Tensor, data: Standardised) -> dict:

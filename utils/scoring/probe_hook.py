@@ -1,6 +1,7 @@
 """While it pretrains: the score of the nearest neighbours, every so many epochs and at the end."""
 
 import os
+from collections.abc import Callable
 
 from torch import nn
 
@@ -38,6 +39,13 @@ class NeighbourProbe:
         return self.every.due(step)
 
     def run(self, step: int) -> None:
+        with self.log.paused():
+            row = self.score()
+        self.result = {"weights": "model", "val_resize_size": self.images.resize_size, "method": "knn", **row}
+        self.log.evaluation([self.result], step)
+
+    def score(self) -> dict:
+        """The headline's row, on all ranks."""
         options = self.config.run
         normalize = Normalizer(self.config.data.mean, self.config.data.std, self.job.world.device)
         with keyed_torch(options.seed, "probe"):  # a loader draws a number, which it has no use for here
@@ -46,16 +54,15 @@ class NeighbourProbe:
                 options.timeout_minutes,
             )  # fmt: skip
 
-        def score(still_working) -> list[dict]:
+        def neighbours(still_working: Callable[[], None]) -> list[dict]:
             with all_cores(self.job, train[TRUNK]):
                 return neighbour_rows(
                     train[TRUNK], val[TRUNK], (HEADLINE,), len(self.images.train.classes), self.job.world.device,
                     still_working,
                 )  # fmt: skip
 
-        (row,) = self.job.world.on_rank_0(score)
-        self.result = {"weights": "model", "val_resize_size": self.images.resize_size, "method": "knn", **row}
-        self.log.evaluation([self.result], step)
+        (row,) = self.job.world.on_rank_0(neighbours)
+        return row
 
 
 def images_to_probe(config: PretrainConfig, job: Job, train: ImageFolder) -> ProbeImages | None:

@@ -114,6 +114,20 @@ def test_throughput_counts_all_steps_since_the_last_line(tmp_path, monkeypatch):
     assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 4
 
 
+def test_the_time_of_an_evaluation_does_not_count_for_the_speed_of_the_steps(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = run_log(tmp_path)
+    for step in range(4):
+        now[0] += 2.0
+        take_step(log, step, waited=0.5)
+        with log.paused():
+            now[0] += 30.0 * step
+    log.close()
+    assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 2
+    assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 2
+
+
 @pytest.mark.parametrize(
     ("workers", "waited", "needed"),
     [(3, 0.5, 4), (3, 1.0, 6), (16, 1.9, 320), (3, 0.04, 3), (3, 0.05, 4), (0, 0.5, 1), (0, 1.5, 3), (8, 0.0, 8)],

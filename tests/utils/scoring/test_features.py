@@ -41,6 +41,12 @@ def test_features_are_in_the_order_of_the_folder_and_the_model_stays_in_training
     assert torch.allclose(again.vectors, pooled.vectors, atol=1e-5)
 
 
+def test_a_rank_without_images_is_told_before_anything_is_computed(samples):
+    many = World(0, 11, 11, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"train: has 10 images for 11 ranks; take fewer ranks"):
+        extract({}, samples, nn.Identity(), many, workers=0)
+
+
 def test_averaged_pixels_are_means_of_squares_of_the_normalised_image():
     crops = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     averages = AveragedPixels(NORMALIZE)(crops).reshape(2, 3, 8, 8)

@@ -231,17 +231,17 @@ def test_the_model_sees_float32_without_tf32_or_search_whatever_the_run_trains_w
 
     class Watch(Tiny):
         def forward(self, images):
-            seen.append((cudnn.allow_tf32, cudnn.benchmark, images.dtype))
+            seen.append((cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, images.dtype))
             return super().forward(images)
 
     set_tf32(True)
     try:
         evaluate(Watch(), batches(*data(), 50), VIEWS, LENGTH, ALONE)
-        outside = cudnn.allow_tf32, cudnn.benchmark
+        outside = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
     finally:
         set_tf32(False)
-    assert set(seen) == {(False, False, torch.float32)}
-    assert outside == (True, True)
+    assert set(seen) == {(False, False, True, torch.float32)}
+    assert outside == (True, True, False)
 
 
 def test_an_evaluation_sees_the_layout_that_is_asked_for():
