@@ -12,6 +12,8 @@ from utils.errors import UserError
 from utils.run.log_file import read_lines
 from utils.run.reading import differing, flat, is_pretraining, read_json, read_run, resolved_config
 
+OLD_CONFIGS = sorted((ROOT / "scripts/results/sample_loss_by_init").rglob("*.yaml"))
+
 
 def test_a_config_is_of_pretraining_by_its_filter_nested_or_flat():
     assert is_pretraining(to_dict(PretrainConfig())) and is_pretraining(flat(to_dict(PretrainConfig())))
@@ -38,7 +40,7 @@ def test_a_config_with_keys_of_neither_kind_alone_is_what_its_name_says(tmp_path
         assert key in resolved_config(str(tmp_path / f"{name}.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts/results").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OLD_CONFIGS, ids=lambda path: path.name)
 def test_configs_from_before_a_knob_was_made_have_its_default(path):
     assert "momentum" not in path.read_text()
     config = resolved_config(str(path))
