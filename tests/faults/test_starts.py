@@ -81,9 +81,9 @@ import utils.launcher as launcher
 import utils.training.hooks as hooks
 tell_torchrun = launcher.tell_torchrun
 def tell_and_end_late(message):
-    told = tell_torchrun(message)
+    is_shown_by_torchrun = tell_torchrun(message)
     time.sleep(1)
-    return told
+    return is_shown_by_torchrun
 def fail(*_):
     if os.environ["RANK"] == "1":
         raise KeyError("a fault")

@@ -41,7 +41,9 @@ def test_ranks_load_other_images_in_a_trainings_order():
         itertools.islice(loading.endless_batches(10, 4, World(rank, 2, 2, CPU.device)), 8) for rank in (0, 1)
     )
     first, second = list(first), list(second)
-    order = [(0, image) for image in epoch_order(10, 0, 0)] + [(1, image) for image in epoch_order(10, 0, 1)]
+    order = []
+    for epoch in (0, 1):
+        order += [(epoch, image) for image in epoch_order(10, 0, epoch)]
     assert list(itertools.chain(*first))[:20] == order
     assert list(itertools.chain(*second))[:15] == order[5:]
     assert not set(first[0]) & set(second[0])

@@ -102,30 +102,19 @@ def test_last_line_is_at_hand_for_the_result(tmp_path):
     assert log.last_line == lines(tmp_path)[-1]
 
 
-def test_throughput_counts_all_steps_since_the_last_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("evaluation_seconds", [0.0, 30.0])
+def test_throughput_counts_all_steps_since_the_last_line_and_no_evaluation(evaluation_seconds, tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     log = run_log(tmp_path)
     for step in range(8):
         now[0] += 2.0
         take_step(log, step, waited=0.5)
+        with log.paused():
+            now[0] += evaluation_seconds
     log.close()
     assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 4
     assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 4
-
-
-def test_the_time_of_an_evaluation_does_not_count_for_the_speed_of_the_steps(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    log = run_log(tmp_path)
-    for step in range(4):
-        now[0] += 2.0
-        take_step(log, step, waited=0.5)
-        with log.paused():
-            now[0] += 30.0 * step
-    log.close()
-    assert [line["images_per_second"] for line in lines(tmp_path)] == [pytest.approx(16 / 2.0)] * 2
-    assert [line["data_wait_share"] for line in lines(tmp_path)] == [pytest.approx(0.25)] * 2
 
 
 @pytest.mark.parametrize(
