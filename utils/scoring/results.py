@@ -122,13 +122,15 @@ def write_into(folder: Path, name: str, content: dict) -> Path:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Inside, no other evaluation chooses a name in this folder, where the file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # some let nobody open a folder
+            descriptor = os.open(folder, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def free_path(folder: Path, name: str, decided_by: dict) -> Path:
