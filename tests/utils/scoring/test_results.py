@@ -14,6 +14,7 @@ import torch
 
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder
+from models.description import weights_fingerprint
 from models.weights import WeightsFile
 from tests.support.helpers import image_folder
 from tests.support.launch import in_one_line
@@ -21,7 +22,7 @@ from utils.config import keys_given
 from utils.distributed import World
 from utils.run.checkpoint import Checkpoints
 from utils.run.job import Job
-from utils.scoring.results import Evaluated, settings_of, weights_fingerprint, write_evaluation
+from utils.scoring.results import Evaluated, settings_of, write_evaluation
 
 
 def job_in(output: Path) -> Job:
