@@ -109,6 +109,20 @@ class CentreSamples(EvaluationSamples):
             )
         return center_crop(image, [self.crop_size])[None], int(self.folder.labels[index])
 
+    def size_warning(self) -> str | None:
+        """A warning if the first image is larger than the crop, so that a part of what it shows is left out."""
+        path = self.folder.path(0)
+        try:
+            height, width = decode_image(path).shape[1:]
+        except UserError:  # the evaluation will say so
+            return None
+        if min(height, width) <= self.crop_size:
+            return None
+        return (
+            f"warning: {path}: {width}×{height} pixels, of which the middle {self.crop_size}×{self.crop_size} are "
+            "scored: these images are cropped as they are. Published errors are of whole images of 224 pixels"
+        )
+
 
 class ListedSamples(Dataset):
     """Images by path for a prediction: `samples[index]` is (crops (1, 3, S, S) uint8, note).

@@ -2,11 +2,12 @@
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from models.description import class_names, read_description
 from models.hub import HUB, hub_file
 from models.tensor_checks import refuse_dead, refuse_unusable
 from models.trunk import trunk_children
@@ -38,7 +39,7 @@ class WeightsFile:
     weights: Weights
     mean: list[float] | None = None
     std: list[float] | None = None
-    config: dict | None = None  # of a checkpoint of this project
+    config: dict | None = None  # of a checkpoint of this project, or what the JSON of an export says of it
     classes: list[str] | None = None  # in the order of the logits
     step: int | None = None
 
@@ -75,7 +76,8 @@ def load_from_file(
     account = load_weights(network, file.weights, path, trunk_children(model_name), new_head=other_classes)
     if other_classes:
         account += f"; the head starts anew: the file's was trained for {some_of(file.classes)}"
-    return LoadedWeights(path, f"{path}: layout: {file.layout}; {account}", file.config, file.mean, file.std)
+    config = file.config if file.layout == OWN else None  # the JSON of an export holds a part of one
+    return LoadedWeights(path, f"{path}: layout: {file.layout}; {account}", config, file.mean, file.std)
 
 
 def some_of(classes: list[str]) -> str:
@@ -84,9 +86,10 @@ def some_of(classes: list[str]) -> str:
 
 
 def read_weights(path: str, model_name: str, use_ema: bool, world: World) -> WeightsFile:
-    """Read a file, or torchvision:IMAGENET1K_V1 and the like of a model.
+    """Read a file, or torchvision:IMAGENET1K_V1 and the like of a model. The JSON of an export counts as its file.
 
-    Raises: UserError if it cannot be had or read, or holds no state dict, or no average where use_ema asks for it.
+    Raises: UserError if it cannot be had or read, or holds no state dict, or no average where use_ema asks for it, or
+        if the JSON beside it is of other weights.
     """
     from_hub = path.startswith(HUB)
     file = hub_file(path, model_name, world) if from_hub else path
@@ -101,7 +104,20 @@ def read_weights(path: str, model_name: str, use_ema: bool, world: World) -> Wei
             classes=class_names(content, path), step=step if isinstance(step, int) else None,
         )  # fmt: skip
     mean, std = IMAGENET if from_hub else NORMALISATIONS.get(layout, (None, None))
-    return WeightsFile(path, layout, weights, mean, std)
+    return with_description(WeightsFile(path, layout, weights, mean, std))
+
+
+def with_description(file: WeightsFile) -> WeightsFile:
+    """The weights with what the JSON beside their file says, if there is one of ours. Raises: UserError, as above."""
+    described = read_description(file.path)
+    if described is None:
+        return file
+    described.check(file.weights, file.path)
+    data = described.config.get("data", {})
+    return replace(
+        file, layout=f"{file.layout}, with {described.path.name} beside it", config=described.config,
+        classes=described.classes, mean=data.get("mean", file.mean), std=data.get("std", file.std),
+    )  # fmt: skip
 
 
 def saved_config(content: dict, path: str) -> dict:
@@ -111,18 +127,6 @@ def saved_config(content: dict, path: str) -> dict:
     for section, keys in content["config"].items():
         given[section] = {key: checked[section][key] for key in keys}
     return given
-
-
-def class_names(content: dict, path: str) -> list[str] | None:
-    """The classes that a checkpoint of this project names; None: it names none, as one of pretraining."""
-    classes = content.get("classes")
-    if classes is None:
-        return None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{path}: `classes` is no list of names; take another checkpoint")
-    if not classes or len(set(classes)) < len(classes):
-        raise UserError(f"{path}: `classes` is empty or names a class twice; take another checkpoint")
-    return classes
 
 
 def normalisation_warning(loaded: LoadedWeights, mean: tuple[float, ...], std: tuple[float, ...]) -> str | None:

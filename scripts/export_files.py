@@ -20,7 +20,7 @@ def description_of(
 
     Args:
         classes: of a classifier, in the order of its outputs; None: the network is none.
-        source: where the weights are from.
+        source: where the weights are from, and their fingerprint.
     """
     data = config.data
     description: dict[str, object] = {

@@ -5,8 +5,8 @@ python scripts/export_weights.py runs/pretrain_resnet50/checkpoints/last.pt trun
 python scripts/export_weights.py CHECKPOINT mfm.pth --what pretraining --layout code-b
 python scripts/export_weights.py CHECKPOINT resnet50.onnx --layout onnx
 
-Beside OUT lies OUT.json: model, classes in the order of the outputs, normalisation, sizes, interpolation. predict.py
-and finetune.py --eval-only read it.
+Beside OUT lies OUT.json: model, classes in the order of the outputs, normalisation, sizes, interpolation, and a
+fingerprint of the weights. Whatever loads OUT reads it.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig, PretrainConfig
-from models.description import write_description
+from models.description import class_names, weights_fingerprint, write_description
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
-from models.weights import Weights, class_names, weights_of
+from models.weights import Weights, weights_of
 from scripts.export_files import class_order_note, description_of, write_onnx
 from utils.console import say
 from utils.distributed import run_entry
@@ -81,7 +81,10 @@ def export_weights(
         library = library_of(layout, what)
         check(output, part, library)
         checked = f"loads back strictly into {library.__name__}'s {model_name}, with equal outputs"
-    source = {"exported_from": checkpoint, "part": what, "weights": "ema" if use_ema else "model", "layout": layout}
+    source = {
+        "exported_from": checkpoint, "part": what, "weights": "ema" if use_ema else "model", "layout": layout,
+        "fingerprint": weights_fingerprint(part.weights),
+    }  # fmt: skip
     described = write_description(output, description_of(config, classes, source))
     message = f"wrote {output}: {what} of {model_name}, {len(part.weights)} tensors, layout {layout}; {checked}"
     if classes is None:

@@ -4,15 +4,17 @@ python scripts/predict.py runs/finetune_resnet50_bce/checkpoints/last.pt photo.j
 python scripts/predict.py runs/finetune_resnet50_bce/checkpoints/last.pt list.txt --csv predictions.csv
 python scripts/predict.py torchvision:IMAGENET1K_V2 photo.jpg data.class_names=names.txt data.val_resize_size=232
 
-Model, classes, normalisation and sizes are the checkpoint's, as in finetune.py --eval-only, and section.key=value goes
-before them. The logits are those of --eval-only. Exit code 0: all were predicted; 1: some images cannot be read; 2: it
-could not begin.
+Model, classes, normalisation and sizes are the checkpoint's, as in finetune.py --eval-only; section.key=value can
+override sizes, crop, interpolation and class names. The logits are those of --eval-only. A folder is listed as training
+does. Exit code 0: all were predicted; 1: some images cannot be read; 2: it could not begin.
 """
 
 import argparse
+import codecs
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,21 +24,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig
-from data.listing import EXTENSIONS
+from data.folder import ImageFolder
 from data.loader import batch_loader
 from data.samples import ListedSamples
 from models.normalize import Normalizer, unit_float
 from utils.config import OVERRIDE, keys_given, parse_command_line
 from utils.console import progress_bar, say
-from utils.distributed import World, join, run_entry
+from utils.distributed import join, run_entry
 from utils.errors import UserError, printable
 from utils.files import write_atomically
+from utils.hints import nearest_key
+from utils.knobs import knobs
+from utils.launcher import read_place
 from utils.limits import available_cores
 from utils.precision import exact_float32, without_algorithm_search
 from utils.scoring.classifier import Classifier, read_classifier
-from utils.training.evaluation import share_of_rank
 
 LIST_ENDING = ".txt"
+KEY_WITHOUT_SECTION = re.compile(r"\w+=")  # begins a word that is meant as a setting, if there is no such file
 FEW = 64  # images that are loaded without worker processes, whose start takes longer
 
 
@@ -65,37 +70,30 @@ class Prediction:
 def images_in(places: list[str]) -> list[str]:
     """Image files that are named, that lie in folders that are named, or that a .txt file lists, a path a line.
 
-    Hidden files and folders are left out, and what is named but missing is kept: it is reported as unreadable.
-    Raises: UserError if there are none.
+    A folder is listed as training does, and what is left out of it is said. What is named but missing is kept: it is
+    reported as unreadable.
+    Raises: UserError if a folder has no image, or what training would refuse, or if there is nothing in a list.
     """
     paths = []
     for place in places:
         if os.path.isdir(place):
-            paths += images_below(place)
+            folder = ImageFolder(place, labelled=False)
+            if folder.left_out:
+                say(folder.left_out_line())
+            paths += [folder.path(number) for number in range(len(folder))]
         elif place.lower().endswith(LIST_ENDING):
             paths += listed_in(place)
         else:
             paths.append(place)
     if not paths:
-        raise UserError(f"{', '.join(map(printable, places))}: holds no image ({' '.join(EXTENSIONS)})")
-    return paths
-
-
-def images_below(folder: str) -> list[str]:
-    """In order of their paths."""
-    paths = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                paths.append(os.path.join(parent, name))
+        raise UserError(f"{', '.join(map(printable, places))}: names no image; give a path a line")
     return paths
 
 
 def listed_in(file: str) -> list[str]:
     """The lines of a text file that are not blank. Raises: UserError if it cannot be read."""
     try:
-        lines = Path(file).read_bytes().splitlines()
+        lines = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise UserError(f"{file}: cannot read this list of images ({error.strerror})") from error
     return [os.fsdecode(line.strip()) for line in lines if line.strip()]
@@ -121,7 +119,7 @@ def logits_of(classifier: Classifier, crops: torch.Tensor, device: torch.device)
     return logits
 
 
-def predictions(classifier: Classifier, paths: list[str], top: int, world: World) -> Iterator[Prediction]:
+def predictions(classifier: Classifier, paths: list[str], top: int, device: torch.device) -> Iterator[Prediction]:
     """In the order of paths.
 
     Args:
@@ -132,11 +130,13 @@ def predictions(classifier: Classifier, paths: list[str], top: int, world: World
     workers = options.workers
     if workers is None:
         workers = available_cores() if len(paths) > FEW else 0
-    batches = share_of_rank(len(paths), world, options.val_batch_size)
-    loader = batch_loader(samples, batches, workers, world.device, classifier.config.run.timeout_minutes)
+    batch_size = options.val_batch_size
+    numbers = list(range(len(paths)))
+    batches = [numbers[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    loader = batch_loader(samples, batches, workers, device, classifier.config.run.timeout_minutes)
     top = min(top, classifier.outputs)
     for numbers, (crops, problems) in zip(batches, progress_bar(loader, desc="predicting", unit="batch"), strict=True):
-        logits = logits_of(classifier, crops, world.device)
+        logits = logits_of(classifier, crops, device)
         likeliest = probabilities(logits, classifier.loss_name).topk(top)
         rows = zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
         for number, problem, (shares, outputs) in zip(numbers, problems, rows, strict=True):
@@ -178,18 +178,31 @@ def report_lines(classifier: Classifier) -> list[str]:
     return lines
 
 
+def refuse_unknown_settings(places: list[str]) -> None:
+    """Raise UserError for key=value without a section, which would be taken for a missing image."""
+    for place in places:
+        if KEY_WITHOUT_SECTION.match(place) and not os.path.exists(place):
+            name, _, value = place.partition("=")
+            key = nearest_key(name, knobs(FinetuneConfig)) or "section.key"
+            raise UserError(f"command line: {printable(place)}: no such image, and no setting; write {key}={value}")
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description="Names and probabilities for images.", epilog="section.key=value goes before the checkpoint's own."
+        description="Names and probabilities for images.",
+        epilog="section.key=value can override the checkpoint's sizes, crop, interpolation and class names.",
     )
     parser.add_argument("checkpoint", help="of finetune.py, of others, or torchvision:IMAGENET1K_V2")
     parser.add_argument("images", nargs="+", help="image files, folders of them, .txt files with a path a line")
     parser.add_argument("--top", type=int, default=5, help="classes to show for an image (5)")
     parser.add_argument("--csv", type=Path, help="write a table here instead of printing it")
     overrides = [word for word in argv if OVERRIDE.match(word) and not os.path.exists(word)]
-    arguments = parser.parse_args([word for word in argv if word not in overrides])
+    arguments = parser.parse_intermixed_args([word for word in argv if word not in overrides])
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top}: must be at least 1")
+    refuse_unknown_settings(arguments.images)
+    if read_place(os.environ).size > 1:
+        raise UserError("predict.py runs on one process; start it with python, not torchrun")
     words = ["--eval-only", "--weights", arguments.checkpoint, *overrides]
     config = parse_command_line(FinetuneConfig, words, "predictions")
     world = join(config.run.device, config.run.timeout_minutes)
@@ -198,7 +211,7 @@ def main(argv: list[str]) -> int:
         say(line)
 
     predicted = []
-    for prediction in predictions(classifier, images_in(arguments.images), arguments.top, world):
+    for prediction in predictions(classifier, images_in(arguments.images), arguments.top, world.device):
         predicted.append(prediction)
         if not arguments.csv and not prediction.problem:
             shown = [f"{guess.probability:7.2%}  {printable(guess.name)}" for guess in prediction.guesses]

@@ -4,7 +4,7 @@ python scripts/prepare_imagenet.py FLAT imagenet/val --devkit ILSVRC2012_devkit_
 python scripts/prepare_imagenet.py FLAT imagenet/val --meta meta.bin                    # torchvision's file
 
 FLAT holds ILSVRC2012_val_00000001.JPEG and so on. The kit is a folder with data/meta.mat and
-data/ILSVRC2012_validation_ground_truth.txt. Only the images that are there are linked, and missing ones are an error.
+data/ILSVRC2012_validation_ground_truth.txt. FLAT must hold each image that has a label, and no further one.
 """
 
 import argparse

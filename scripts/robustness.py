@@ -7,8 +7,8 @@ torchrun --standalone --nproc_per_node=8 scripts/robustness.py CHECKPOINT --corr
 
 A set is scored over the classes that it has. ImageNet-C's images are cropped as they are; its mCE needs all 15
 corruptions at all 5 severities. FGSM and PGD change each pixel by at most 1/255 (models/attacks.py). Model, classes,
-normalisation and sizes are the checkpoint's, as in finetune.py --eval-only, and section.key=value goes before them. The
-table is printed, and robustness_….json lies beside the checkpoint.
+normalisation and sizes are the checkpoint's, as in finetune.py --eval-only; section.key=value can override sizes, crop,
+interpolation and class names. The table is printed, and robustness_….json lies beside the checkpoint.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder
+from data.identity import identity
 from data.samples import CentreSamples, EvaluationSamples
 from models.attacks import EPSILON, PGD_STEP, PGD_STEPS, AttackedViews
 from models.classifier import ResizedViews
@@ -48,16 +49,24 @@ class Robustness:
     def __init__(self, classifier: Classifier, job: Job):
         self.classifier, self.job, self.config = classifier, job, classifier.config
         self.folders: dict[str, ImageFolder] = {}  # every set that was scored
+        self.outputs: dict[str, list[int] | str] = {}  # of each set: those that its classes are, or "all"
         self.sets: list[dict] = []
         self.corruptions: list[dict] = []
         self.attacks: list[dict] = []
 
     def open(self, root: str) -> tuple[ImageFolder, ScoredClasses]:
-        """The images below root, and the classes that they are scored over."""
+        """The images below root, and the classes that they are scored over.
+
+        Raises: UserError if these are no classes of the classifier, or, on all ranks, if the ranks see other images.
+        """
         scored = scored_classes(self.classifier, root, only_present=True)
         folder = self.job.open_folder(lambda: ImageFolder(root, scored.folders))
         scored.check(folder, self.classifier)
+        self.job.check_files_agree({f"set {len(self.folders) + 1}": identity(folder)}, None)
         self.folders[root] = folder
+        self.outputs[root] = scored.outputs
+        if scored.outputs == list(range(self.classifier.outputs)):
+            self.outputs[root] = "all"  # 1000 numbers for each of ImageNet-C's 75 sets would hide the rest
         return folder, scored
 
     def score_set(self, root: str) -> None:
@@ -74,9 +83,13 @@ class Robustness:
         """Every corruption and severity below root."""
         options = self.config.data
         views = ResizedViews(Normalizer(options.mean, options.std, self.job.world.device), (options.val_crop_size,))
+        warning = None
         for name, severity in corruption_folders(root):
             folder, scored = self.open(os.path.join(root, name, str(severity)))
             samples = CentreSamples(folder, options.val_crop_size)
+            if warning is None:  # once for all of them
+                warning = samples.size_warning()
+                self.job.warn(warning)
             weights = self.classifier.weights_name
             [row] = evaluate_views(self.config, self.job, scored.network, samples, views, weights)
             del row["val_resize_size"]  # nothing was resized
@@ -104,7 +117,7 @@ class Robustness:
         return results
 
     def decided_by(self) -> dict:
-        settings = settings_of(self.config, self.folders) | {"classes": "present"}
+        settings = settings_of(self.config, self.folders) | {"classes": "present", "outputs": self.outputs}
         if self.attacks:
             settings["attacks"] = {"epsilon": EPSILON, "pgd_step": PGD_STEP, "pgd_steps": PGD_STEPS}
             settings["seed"] = self.config.run.seed
@@ -157,7 +170,8 @@ def score_cells(row: dict) -> dict:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description="A classifier beyond its own val.", epilog="section.key=value goes before the checkpoint's own."
+        description="A classifier beyond its own val.",
+        epilog="section.key=value can override the checkpoint's sizes, crop, interpolation and class names.",
     )
     parser.add_argument("checkpoint", help="of finetune.py, of others, or torchvision:IMAGENET1K_V2")
     parser.add_argument(
@@ -173,6 +187,7 @@ def main(argv: list[str]) -> int:
     words = ["--eval-only", "--weights", arguments.checkpoint, *overrides]
     config, given = parse_command_line(FinetuneConfig, words, "robustness"), keys_given(FinetuneConfig, words)
     job = open_job(config, writes_checkpoints=False)
+    job.check_files_agree({}, arguments.checkpoint)
     classifier = read_classifier(config, given, job.world)
     for line in classifier.report:
         job.say(line)

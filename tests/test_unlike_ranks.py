@@ -31,15 +31,15 @@ def trained(images, tmp_path_factory) -> Path:
     return output / "checkpoints/last.pt"
 
 
-def job_of(first: list[str], second: list[str]) -> list[tuple[int, str]]:
-    """Exit code and output of two ranks of one finetuning, each the first of its machine."""
+def job_of(first: list[str], second: list[str], entry: str = "finetune.py") -> list[tuple[int, str]]:
+    """Exit code and output of two ranks of one job, each the first of its machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     processes = []
     for rank, words in enumerate((first, second)):
-        command = [sys.executable, "finetune.py", *words]
+        command = [sys.executable, entry, *words]
         processes.append(start(command, RANK=str(rank), MASTER_PORT=port, **job))
     return endings(processes)
 
@@ -111,6 +111,27 @@ def test_another_checkpoint_to_evaluate_is_refused(images, trained, tmp_path):
         jobs.append(words)
     assert_refused(job_of(*jobs), "run.weights: ")
     assert not list((tmp_path / "out").glob("evaluation*"))
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "set"])
+def test_another_checkpoint_or_set_to_score_is_refused(what, images, trained, tmp_path):
+    checkpoint, root = trained, images
+    difference = "set 1.images: 8, rank 0 has 9"
+    if what == "checkpoint":
+        saved = read_checkpoint(trained)
+        saved["model"]["fc.bias"] += 1
+        checkpoint = tmp_path / "stale.pt"
+        torch.save(saved, checkpoint)
+        difference = "run.weights: "
+    else:
+        root = tmp_path / "images"
+        shutil.copytree(images, root)
+        lack_a_validation_image(root)
+    more = ["data.workers=0", "run.timeout_minutes=1", f"run.output_dir={tmp_path / 'out'}"]
+    first = [str(trained), "--sets", str(images / "val"), *more]
+    second = [str(checkpoint), "--sets", str(root / "val"), *more]
+    assert_refused(job_of(first, second, "scripts/robustness.py"), difference)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_belongs_to_a_machine_may_differ(images, trained, tmp_path):

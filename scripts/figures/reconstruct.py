@@ -13,6 +13,7 @@ bins of the crop: with --size, the same radius is another frequency in cycles a 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.schema import PretrainConfig
 from data.augment import evaluation_crops
 from data.decode import decode_image
-from data.listing import EXTENSIONS
+from data.folder import ImageFolder
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
@@ -212,19 +213,24 @@ def labelled_crops(paths: list[str], size: int | None, interpolation: str, strid
 
 
 def pick_images(places: list[str], count: int) -> list[str]:
-    """Image files named, or in the folders named or below: at most `count`, evenly spread."""
+    """Image files named, or in the folders named or below: at most `count`, evenly spread.
+
+    A folder is listed as training does, and what is left out of it is said.
+    Raises: UserError if there is no such place, or no image in it.
+    """
     images = []
-    for place in map(Path, places):
-        if place.is_dir():
-            images += sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        elif place.exists():
+    for place in places:
+        if os.path.isdir(place):
+            folder = ImageFolder(place, labelled=False)
+            if folder.left_out:
+                say(folder.left_out_line())
+            images += [folder.path(number) for number in range(len(folder))]
+        elif os.path.exists(place):
             images.append(place)
         else:
             raise UserError(f"{place}: no such image or folder")
-    if not images:
-        raise UserError(f"{', '.join(places)}: no image in it")
     numbers = np.linspace(0, len(images), min(count, len(images)), endpoint=False, dtype=int)
-    return [str(images[number]) for number in numbers]
+    return [images[number] for number in numbers]
 
 
 def crop_size(argument: str, pretrained: Pretrained) -> int | None:

@@ -182,13 +182,14 @@ def reconstructions(runs: Runs, images: list[str]) -> str:
     """Some images, filtered and predicted, by each pretraining."""
     if not images:
         return paragraph("None: --images was not given.")
+    paths = pick_images(images, 4)
     html = ""
     for name, run in runs.items():
         if run.kind != "pretraining" or not run.last_checkpoint.exists():
             continue
         pretrained = Pretrained.read(str(run.last_checkpoint))
         data = pretrained.config.data
-        crops = labelled_crops(pick_images(images, 4), data.train_crop_size, data.interpolation, pretrained.stride)
+        crops = labelled_crops(paths, data.train_crop_size, data.interpolation, pretrained.stride)
         figure = grid_of_images(pretrained, crops, radius=None)
         labels = ", ".join(crops)
         html += picture(figure, f"{name}: originals, network inputs and predictions for {labels}, with the PSNR in dB.")

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from configs.schema import FinetuneConfig, PretrainConfig
+from models.description import weights_fingerprint
 from models.mfm import masked_frequency_network
 from models.trunk import make_trunk
 from scripts import export_weights as script
@@ -314,6 +315,7 @@ def test_a_json_beside_the_file_says_what_its_reader_needs(ours, tmp_path):
     for key in ("mean", "std", "val_resize_size", "val_crop_size", "interpolation"):
         assert described[key] == data[key]
     assert described["classes"] == list("abcdefg") and described["weights"] == "ema"
+    assert described["fingerprint"] == weights_fingerprint(read(tmp_path / "w.pth"))
     export_weights(ours.pretrained, tmp_path / "trunk.pth")
     described = json.loads((tmp_path / "trunk.pth.json").read_text())
     assert described["train_crop_size"] == 224 and described["mean"] == data["mean"] and "classes" not in described

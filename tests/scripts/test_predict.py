@@ -54,23 +54,53 @@ def evaluation_of(weights: object, images: Path, output: Path, *words: str) -> d
     return row
 
 
-def test_images_are_files_folders_and_lists(tmp_path):
+def test_images_are_files_folders_and_lists(tmp_path, capsys):
     folder = coloured_images(tmp_path / "pic tures", ("b é", "a"), per_class=1)
     (folder / "a/.hidden.png").write_text("x")
     (folder / ".thumbs").mkdir()
     (folder / ".thumbs/1.png").write_text("x")
     (folder / "a/notes.md").write_text("x")
+    coloured_images(folder / "a", ("thumbnails.png",), per_class=1)
     in_folder = [str(folder / "a/0.png"), str(folder / "b é/0.png")]
     assert images_in([str(folder)]) == in_folder
+    left_out = in_one_line(capsys.readouterr().out)
+    for kind in ("2 hidden (", "1 other endings (a/notes.md)", "1 folders named like images (a/thumbnails.png)"):
+        assert kind in left_out
     listed = tmp_path / "list.txt"
-    listed.write_bytes(f"{in_folder[1]}\r\n\r\n   \nmissing.jpg\r\n{in_folder[1]}".encode())
+    listed.write_bytes(f"\ufeff{in_folder[1]}\r\n\r\n   \nmissing.jpg\r\n{in_folder[1]}".encode())
     assert images_in([str(listed), "one.jpg"]) == [in_folder[1], "missing.jpg", in_folder[1], "one.jpg"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="neither it nor a folder in it has an image"):
         images_in([str(empty)])
+    (empty / "list.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"list\.txt: names no image"):
+        images_in([str(empty / "list.txt")])
+    (empty / "elsewhere").symlink_to(folder / "a")
+    assert images_in([str(empty)]) == [str(empty / "elsewhere/0.png")]
     with pytest.raises(UserError, match=r"nowhere\.txt: cannot read this list"):
         images_in(["nowhere.txt"])
+
+
+def test_several_ranks_are_refused(monkeypatch):
+    """Each would predict its share, and write it over that of the others."""
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="runs on one process; start it with python, not torchrun"):
+        main(["w.pt", "photo.jpg", "run.timeout_minutes=0.02"])
+
+
+def test_a_setting_without_its_section_is_no_image():
+    with pytest.raises(
+        UserError, match=r"val_resize_size=232: no such image, and no setting; write data\.val_resize_s"
+    ):
+        main(["w.pt", "photo.jpg", "val_resize_size=232"])
+
+
+def test_options_may_stand_between_the_images():
+    with pytest.raises(UserError, match="--top 0: must be at least 1"):
+        main(["w.pt", "photo.jpg", "--top", "0", "holiday"])
 
 
 @pytest.mark.process
@@ -99,7 +129,7 @@ def test_predict_eval_only_and_export_agree(ours, tmp_path):
 def test_unreadable_images_are_named_and_the_others_predicted(ours, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     images = [ours.paths[0], str(tmp_path / "broken.jpg"), str(tmp_path / "missing.png"), ours.paths[5]]
-    assert main([str(ours.checkpoint), *images, "--top", "1", *SINGLE]) == 1
+    assert main([str(ours.checkpoint), images[0], "--top", "1", *images[1:], *SINGLE]) == 1
     printed = in_one_line(capsys.readouterr().out)
     best = [CLASSES[number] for number in ours.logits([images[0], images[3]]).argmax(1).tolist()]
     assert f"{images[0]} " in printed and f"% {best[0]} {images[3]}" in printed

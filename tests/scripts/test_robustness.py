@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from scripts.robustness import main, tables
+from configs.schema import FinetuneConfig
+from models.weights import WeightsFile
+from scripts.robustness import Robustness, main, tables
 from scripts.robustness_figure import robustness_figure
 from tests.support.classifiers import CLASSES, Untrained, coloured_images, logits_by_hand, untrained
+from tests.support.launch import in_one_line
+from utils.distributed import World
 from utils.errors import UserError
+from utils.run.checkpoint import Checkpoints
+from utils.run.job import Job
+from utils.scoring.classifier import Classifier
 from utils.scoring.corruptions import ALEXNET_ERROR
 
 
@@ -65,6 +73,7 @@ def test_sets_corruptions_and_attacks(ours, tmp_path, capsys):
         assert row["top1_count"] == right and row["images"] == 8
     assert results["mce"] is None and results["corruption_errors"] == {}
     assert any(line.startswith("mCE: needs 15 corruptions") for line in printed)
+    assert not any(line.startswith("warning: ") for line in printed)
 
     none, fgsm, pgd = results["attacks"]
     labels = torch.arange(4).repeat_interleave(4)
@@ -79,6 +88,39 @@ def test_images_smaller_than_the_crop_are_refused(ours, tmp_path):
     words = ["--corruptions", str(tmp_path / "c"), "data.workers=0"]
     with pytest.raises(UserError, match=r"36×32 pixels, smaller than data\.val_crop_size = 34"):
         main([str(ours.checkpoint), *words, "data.val_crop_size=34"])
+
+
+@pytest.mark.process
+def test_images_larger_than_the_crop_are_told_once(ours, tmp_path, capsys):
+    for severity in (1, 2):
+        coloured_images(tmp_path / f"c/fog/{severity}", CLASSES, per_class=1)
+    words = ["--corruptions", str(tmp_path / "c"), "data.workers=0", f"run.output_dir={tmp_path / 'out'}"]
+    assert main([str(ours.checkpoint), *words]) == 0
+    printed = in_one_line(capsys.readouterr().out)
+    assert printed.count("warning: ") == 1
+    assert "fog/1/ant/0.png: 44×40 pixels, of which the middle 32×32 are scored" in printed
+
+
+def test_what_decided_a_result_has_the_outputs_of_each_set(tmp_path):
+    """Other names of the outputs, in which the set's classes have the same order."""
+    part = coloured_images(tmp_path / "part", ("bee", "dog"), per_class=1)
+    whole = coloured_images(tmp_path / "whole", per_class=1)
+    job = Job(
+        World(0, 1, 1, torch.device("cpu")), torch.float32, tmp_path, Checkpoints(tmp_path, 1, None, 1), resume=None,
+        workers=0, lock=None,
+    )  # fmt: skip
+    decided = []
+    for names in (["ant", "bee", "cat", "dog"], ["bee", "ant", "dog", "cat"]):
+        file = WeightsFile("w.pth", "a layout", {})
+        classifier = Classifier(file, "resnet18", nn.Linear(2, 4), 4, names, FinetuneConfig(), report=[])
+        robustness = Robustness(classifier, job)
+        robustness.open(str(part))
+        robustness.open(str(whole))
+        decided.append(robustness.decided_by())
+    assert [one["outputs"][str(part)] for one in decided] == [[1, 3], [0, 2]]
+    assert decided[0]["outputs"][str(whole)] == decided[1]["outputs"][str(whole)] == "all"
+    first, second = (one["data"][str(whole)]["fingerprint"] for one in decided)
+    assert first != second  # which has the order of the classes
 
 
 def test_nothing_to_do_is_said():

@@ -3,6 +3,7 @@
 Unlike ranks often train to the end, and what they have trained is nothing that anybody asked for.
 """
 
+import os
 import socket
 import zlib
 from pathlib import Path
@@ -57,7 +58,11 @@ def facts_of_files(data: dict[str, dict], weights: str | None, resume: Path | No
         weights: file of the initial weights.
         resume: the checkpoint to continue from.
     """
-    return flat(data) | {"run.weights": file_fingerprint(weights), "checkpoint to resume": file_fingerprint(resume)}
+    facts = flat(data) | {"run.weights": file_fingerprint(weights), "checkpoint to resume": file_fingerprint(resume)}
+    description = f"{weights}.json"  # of an export, see models/description.py
+    if weights is not None and os.path.isfile(description):
+        facts["JSON beside run.weights"] = file_fingerprint(description)
+    return facts
 
 
 def file_fingerprint(path: str | Path | None) -> str | None:

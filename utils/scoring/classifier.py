@@ -8,7 +8,6 @@ from torch import nn
 
 from configs.schema import FinetuneConfig
 from data.folder import open_root
-from models.description import with_description
 from models.trunk import make_trunk, trunk_children
 from models.weights import WeightsFile, load_weights, read_weights
 from utils.config import with_value
@@ -65,7 +64,7 @@ def read_classifier(
     Raises: UserError if there is no classifier in it, or the settings do not go together.
     """
     path = config.run.weights
-    file = with_description(read_weights(path, config.model.name, config.run.use_ema, world))
+    file = read_weights(path, config.model.name, config.run.use_ema, world)
     if file.config is not None and file.classes is None:
         raise UserError(
             f"{path}: not a finetuned checkpoint (it names no classes); finetune from it with --weights first"

@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder
 from data.identity import identity
+from models.description import weights_fingerprint
 from models.weights import WeightsFile
 from utils.run.job import Job
 from utils.run.provenance import write_json
@@ -122,13 +121,15 @@ def write_into(folder: Path, name: str, content: dict) -> Path:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Inside, no other evaluation chooses a name in this folder, where the file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # some let nobody open a folder
+            descriptor = os.open(folder, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def free_path(folder: Path, name: str, decided_by: dict) -> Path:
@@ -172,16 +173,3 @@ def settings_of(config: FinetuneConfig, folders: Mapping[str, ImageFolder]) -> d
         "data": data, "val_resize_size": list(options.val_resize_size), "val_crop_size": options.val_crop_size,
         "interpolation": options.interpolation, "mean": list(options.mean), "std": list(options.std),
     }  # fmt: skip
-
-
-def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """A hash of the names, types, shapes and numbers of a state dict, whatever file it lies in."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach()
-        digest.update(f"{name} {tensor.dtype} ".encode(errors="surrogateescape"))
-        if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
-            continue  # no network of ours takes such a tensor
-        digest.update(f"{tuple(tensor.shape)} ".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

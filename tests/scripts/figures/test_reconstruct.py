@@ -12,6 +12,7 @@ from PIL import Image
 from scripts.figures import reconstruct
 from scripts.figures.reconstruct import crop_of, pick_images
 from tests.support.helpers import image_folder
+from tests.support.launch import in_one_line
 from utils.errors import UserError
 
 
@@ -21,14 +22,16 @@ def odd(tmp_path) -> Path:
     return image_folder(tmp_path / "odd", ("one",), per_class=1, size=(100, 77))
 
 
-def test_images_are_picked_evenly_from_folders(tmp_path):
+def test_images_are_picked_evenly_from_folders(tmp_path, capsys):
     image_folder(tmp_path / "images", per_class=3, size=(32, 32))
+    image_folder(tmp_path / "images/ant", (".ipynb_checkpoints",), per_class=3, size=(32, 32))
     paths = pick_images([str(tmp_path / "images")], 4)
     assert len(set(paths)) == 4 and {Path(path).parent.name for path in paths} == {"ant", "bee"}
+    assert "1 hidden (ant/.ipynb_checkpoints)" in in_one_line(capsys.readouterr().out)
     with pytest.raises(UserError, match="nowhere: no such image"):
         pick_images([str(tmp_path / "nowhere")], 4)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: no image in it"):
+    with pytest.raises(UserError, match="empty: neither it nor a folder in it has an image"):
         pick_images([str(tmp_path / "empty")], 4)
 
 

@@ -86,6 +86,9 @@ def test_files_are_compared_by_their_bytes(tmp_path):
         "train.images": 3, "train.fingerprint": "f", "val.images": 3, "val.fingerprint": "f",
         "run.weights": file_fingerprint(one), "checkpoint to resume": None,
     }  # fmt: skip
+    described = facts_of_files({}, str(one), None)
+    (tmp_path / "one.pt.json").write_text("{}")
+    assert disagreement([("a", described), ("b", facts_of_files({}, str(one), None))])  # one machine lacks the JSON
     os.remove(other)
     assert disagreement([("a", facts_of_files({}, None, one)), ("b", facts_of_files({}, None, other))])
 

@@ -35,6 +35,21 @@ def test_classes_that_are_called_by_numbers_are_found_by_name(tmp_path):
     assert present.folders == ["10", "2"] and present.outputs == [1, 2]
 
 
+def test_numbers_and_names_are_not_mixed(tmp_path):
+    """Classes 1 to 10, and folders that somebody has counted from 0."""
+    image_folder(tmp_path, ("0", "1", "2"), per_class=1)
+    names = sorted(str(number) for number in range(1, 11))
+    with pytest.raises(UserError, match=r"1 of its 3 class folders are no classes of w\.pt: 0"):
+        present_classes(str(tmp_path), "w.pt", names, outputs=10)
+
+
+@pytest.mark.parametrize(("folder", "names"), [("ant", NAMES), ("0", NAMES), ("0", None)])
+def test_one_class_is_no_set_to_score(folder, names, tmp_path):
+    image_folder(tmp_path, (folder,), per_class=1)
+    with pytest.raises(UserError, match=f"has the one class folder {folder}; .*two or more"):
+        present_classes(str(tmp_path), "w.pt", names, outputs=4)
+
+
 @pytest.mark.parametrize("folders", [("ant", "owl"), ("0", "ant"), ("0", "4"), ("00", "01")])
 def test_folders_of_no_class_are_refused(folders, tmp_path):
     image_folder(tmp_path, folders, per_class=1)
@@ -46,7 +61,8 @@ def test_without_names_a_part_cannot_be_found_and_the_whole_is_sorted(tmp_path):
     image_folder(tmp_path, ("ant", "bee"), per_class=1)
     with pytest.raises(UserError, match=r"w\.pt: names no classes(.|\n)*data\.class_names"):
         present_classes(str(tmp_path), "w.pt", None, outputs=4)
-    assert present_classes(str(tmp_path), "w.pt", None, outputs=2).outputs == [0, 1]
+    present = present_classes(str(tmp_path), "w.pt", None, outputs=2)
+    assert present.outputs == [0, 1] and "2 of 2 classes (in sorted order)" in present.line("val", 2)
 
 
 def test_the_best_of_the_present_outputs_is_that_of_masked_logits():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder
+from models.description import weights_fingerprint
 from models.weights import WeightsFile
 from tests.support.helpers import image_folder
 from tests.support.launch import in_one_line
@@ -19,7 +22,7 @@ from utils.config import keys_given
 from utils.distributed import World
 from utils.run.checkpoint import Checkpoints
 from utils.run.job import Job
-from utils.scoring.results import Evaluated, settings_of, weights_fingerprint, write_evaluation
+from utils.scoring.results import Evaluated, settings_of, write_evaluation
 
 
 def job_in(output: Path) -> Job:
@@ -80,6 +83,21 @@ def test_where_the_folder_cannot_be_written_it_goes_to_output_dir_and_says_so(tm
     existing(tmp_path / "run/evaluations")  # a file: root may write into every folder
     assert write(checkpoint, tmp_path / "out") == tmp_path / "out/probe_step_00000123.json"
     assert "cannot be written" in in_one_line(capsys.readouterr().out)
+
+
+def test_a_result_is_written_where_nobody_can_open_a_folder(tmp_path, monkeypatch):
+    """As over SMB: there are no locks, and an evaluation of hours must not be lost."""
+    file = existing(tmp_path / "resnet.pth")
+    os_open = os.open
+
+    def refuse_folders(path, *arguments, **keywords):
+        if os.path.isdir(path):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os_open(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    assert write(file, tmp_path / "out") == tmp_path / "evaluations/probe_resnet.json"
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_take_a_further_name_and_the_same_ones_replace_their_own(tmp_path):
