@@ -56,9 +56,10 @@ class SummaryTables:
         if max(runs_of_arms(list(summary.values())).values()) == 1:
             tables.remark = "One run an arm: its spread is unknown, so this ranks nothing."
             return tables
-        for column in summary.values():
+        columns = list(summary.values())
+        for column, title in zip(columns, titles_of(columns), strict=True):
             if column["score"] != PIXELS:
-                tables.columns.append(column_section(column, difference))
+                tables.columns.append(column_section(column, title, difference))
         return tables
 
 
@@ -133,11 +134,12 @@ def group_title(column: dict) -> str:
 
 
 def overview_rows(columns: list[dict]) -> Rows:
+    titles = titles_of(columns)
     rows = []
     for name, number_of_runs in runs_of_arms(columns).items():
         row = {"arm": name, "runs": number_of_runs}
-        for column in columns:
-            row[column_in_words(column)] = score(column["arms"].get(name))
+        for column, title in zip(columns, titles, strict=True):
+            row[title] = score(column["arms"].get(name))
         rows.append(row)
     return rows
 
@@ -150,10 +152,10 @@ def difference_rows(columns: list[dict]) -> Rows:
     for column in columns:
         for comparison in column["comparisons"]:
             rows.setdefault(pair(comparison), {"difference": pair(comparison)})
-    for column in columns:
+    for column, title in zip(columns, titles_of(columns), strict=True):
         cells = {pair(comparison): difference_in_words(comparison) for comparison in column["comparisons"]}
         for name, row in rows.items():
-            row[column_in_words(column)] = cells.get(name, "")
+            row[title] = cells.get(name, "")
     return list(rows.values())
 
 
@@ -166,7 +168,7 @@ def difference_in_words(comparison: dict) -> str:
     return words
 
 
-def column_section(column: dict, difference: float | None) -> TitledTables:
+def column_section(column: dict, title: str, difference: float | None) -> TitledTables:
     arms, comparisons = column["arms"], column["comparisons"]
     candidates = [arm_rows(arms), unit_rows(arms), comparison_rows(comparisons, difference)]
     notes = []
@@ -174,7 +176,7 @@ def column_section(column: dict, difference: float | None) -> TitledTables:
         notes += [Note(name, f": {note}") for note in arm["notes"]]
     for comparison in comparisons:
         notes += [Note(pair(comparison), f": {note}") for note in comparison["notes"]]
-    return TitledTables(column_in_words(column), [rows for rows in candidates if rows], notes)
+    return TitledTables(title, [rows for rows in candidates if rows], notes)
 
 
 def arm_rows(arms: dict) -> Rows:
@@ -251,8 +253,19 @@ def difference_notes(summary: dict) -> list[Note]:
     return list(notes.values())
 
 
+def titles_of(columns: list[dict]) -> list[str]:
+    """The title of each column. That of a probe has its size only if the same score stands at several sizes."""
+    words = [column_in_words(column) for column in columns]
+    titles = []
+    for column, title in zip(columns, words, strict=True):
+        if words.count(title) > 1:
+            title = f"{title} {size_in_words(column['size'])}"
+        titles.append(title)
+    return titles
+
+
 def column_in_words(column: dict) -> str:
-    """The title of a column, such as "top-1 % at 235, 10 % of labels"."""
+    """What a column holds, such as "top-1 % at 235, 10 % of labels"; of a probe without its size."""
     score, after = column["score"], column["after"]
     if score == KNN_CURVE:
         return f"20 neighbours after {after} epochs"
