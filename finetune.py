@@ -105,7 +105,8 @@ def main(argv: list[str]) -> int:
     log.say(results_table(rows))
     job.write_result("result.json", {
         "steps": plan.total_steps, "checkpoint": str(job.checkpoints.newest()),
-        "data": {"train": folder.fingerprint(), "val": evaluation_data.val.fingerprint()}, **evaluation.result,
+        "data": {"train": folder.fingerprint(), "val": evaluation_data.val.fingerprint()},
+        "train_images": {"used": len(folder), "found": folder.images_found}, **evaluation.result,
     })  # fmt: skip
     log.close()
     return 0

@@ -58,6 +58,7 @@ class ImageFolder:
             images_found = sum(count_names(names) for names in names_of_class)
             if image_list is not None:
                 names_of_class = image_list.choose(names_of_class)
+        self.images_found = images_found  # of which a list, a share or a hold-out may leave fewer
         if label_fraction < 1:
             names_of_class = [joined(label_share(apart(names), label_fraction)) for names in names_of_class]
         if holdout_fraction or held_out:

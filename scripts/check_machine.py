@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.machine.environment import MACHINE, environment_rows, today
 from scripts.machine.exactness import NUMBERS, STEPS, filter_and_loss_rows, training_step_rows
 from scripts.machine.guards import BAD_STEPS, REPEATS, bad_step_rows, repeat_rows
-from scripts.machine.loading import LOADER, check_images, loader_rate, loader_rows, open_images
+from scripts.machine.loading import LOADER, loader_rate, loader_rows, open_images
 from scripts.machine.ranks import rank_rows
 from scripts.machine.recipes import Measured, recipe_rows
 from scripts.machine.rows import FAIL, Row, agreed, as_json, has_failed, rows_or_failure, table_of
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--data-path", help="a folder with train/<class>/ for the loader; default: made JPEGs")
+    parser.add_argument("--data-path", help="images to load, as pretrain.py takes them; default: made JPEGs")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--model", default="resnet50", help="a torchvision ResNet (resnet50)")
     parser.add_argument("--pixels", type=int, help="side of an image; default: 224 on a GPU, 64 on a CPU")
@@ -86,7 +86,6 @@ def workload_of(options: argparse.Namespace, world: World, folder: Path) -> Work
         images = default_images(world.device)
     if images < 2:
         raise UserError(f"--images = {images}: must be at least 2, for BatchNorm")
-    check_images(options.data_path)
     return Workload(world, options.model, pixels, images, folder)
 
 
@@ -104,6 +103,7 @@ def default_images(device: torch.device) -> int:
 def measured_rows(work: Workload, data_path: str | None) -> list[Row]:
     """Every section's rows, alike on all ranks."""
     world = work.world
+    images = world.in_turn(lambda: open_images(work, data_path))  # first, as an error of the folder ends it all
     rows = []
     for section, measure in BY_EACH_RANK.items():
         announce(world, section)
@@ -113,7 +113,6 @@ def measured_rows(work: Workload, data_path: str | None) -> list[Row]:
     alone_rate = default_rate(step_rows, world.device)
     rows += agreed(step_rows, world)
     try:
-        images = world.in_turn(lambda: open_images(work, data_path))
         load_rows = rows_or_failure(LOADER, work, lambda work: loader_rows(work, images, data_path, alone_rate))
         rows += agreed(load_rows, world)
         slowest_loader = min(world.gather(loader_rate(load_rows)))

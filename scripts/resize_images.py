@@ -4,10 +4,10 @@ python scripts/resize_images.py imagenet imagenet160 --short-side 160
 python scripts/resize_images.py imagenet imagenet160 --short-side 160 --workers 32     # the same; goes on if it ended
 
 Tree and names stay as they are, so that lists of names, shares of labels and the held-out images stay the same, too.
-The content decides the format: a JPEG becomes a JPEG of quality 95 with whole colours (4:4:4), everything else becomes
-a PNG under its old name, without loss. (ImageNet has a PNG under the name of a JPEG itself.) An image whose short side
-is no longer than asked for is copied as it is, byte for byte. Pixels are read and resized as for evaluation: bicubic,
-antialiased, 8-bit RGB, EXIF rotation not applied.
+The content decides the format: a JPEG becomes a JPEG of --quality (95) with whole colours (4:4:4), everything else
+becomes a PNG under its old name, without loss. (ImageNet has a PNG under the name of a JPEG itself.) An image whose
+short side is no longer than asked for is copied as it is, byte for byte. Pixels are read and resized as for evaluation:
+bicubic, antialiased, 8-bit RGB, EXIF rotation not applied.
 
 What can be read is copied, the rest is named and counted. Each file is written under another name first, so that none
 is ever half there: killed and started again, the same command makes what is missing, and nothing twice.
@@ -44,8 +44,8 @@ from utils.limits import available_cores
 from utils.process import shield_worker
 
 RECORD = ".resize_images.json"  # in the copy: what it is a copy of; a hidden name, which training leaves out
+QUALITY = 95  # of a JPEG; that of copies whose record was written before there was a choice, too
 HALF_FILES = b".tmp"  # how utils/files.py ends the name of a file that it has not written to its end
-JPEG_QUALITY = 95
 SHOWN = 20  # unreadable images that are printed
 LONGEST_LINE = 1000  # characters; paths are whole
 
@@ -69,13 +69,14 @@ class Resizing:
     source: Path
     target: Path
     short_side: int  # pixels
+    quality: int  # of a JPEG
 
     def resize(self, name: bytes) -> Outcome:
         """The copy of `source/name`, at `target/name`."""
         path = self.source / os.fsdecode(name)
         try:
             content = read_file(str(path))
-            copy = smaller_file(content, self.short_side)
+            copy = smaller_file(content, self.short_side, self.quality)
         except UserError as error:
             return Outcome(UNREADABLE, str(error))
         except BadImageError as error:
@@ -102,10 +103,10 @@ class Task:
     problems: list[str] = field(default_factory=list)  # broken links and the like, by path
 
 
-def smaller_file(content: bytearray, short_side: int) -> bytes | None:
+def smaller_file(content: bytearray, short_side: int, quality: int) -> bytes | None:
     """An image file with its short side resized to `short_side` pixels; None: it is no longer than that already.
 
-    A JPEG gives a JPEG, anything else a PNG. Raises: BadImageError.
+    A JPEG gives a JPEG of that quality, anything else a PNG. Raises: BadImageError.
     """
     image = decode(content)
     if min(image.shape[-2:]) <= short_side:
@@ -114,7 +115,7 @@ def smaller_file(content: bytearray, short_side: int) -> bytes | None:
     picture = Image.fromarray(resized.permute(1, 2, 0).numpy())
     file = io.BytesIO()
     if content.startswith(JPEG_SIGNATURE):
-        picture.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+        picture.save(file, "JPEG", quality=quality, subsampling="4:4:4")
     else:
         picture.save(file, "PNG")
     return file.getvalue()
@@ -156,12 +157,13 @@ def refuse_nested(source: Path, target: Path) -> None:
         raise UserError(f"{target}: holds {source} itself; give a TARGET that is a folder of its own")
 
 
-def claim_target(source: Path, target: Path, short_side: int) -> IO:
+def claim_target(source: Path, target: Path, short_side: int, quality: int) -> IO:
     """Lock the folder of the copy for as long as this process lives, and note what it is a copy of.
 
-    Raises: UserError if it holds something else, a copy of another folder or size, or if another process writes it.
+    Raises: UserError if it holds something else, a copy of another folder, size or quality, or if another process
+        writes it.
     """
-    claim = {"source": str(source.resolve()), "short_side": short_side}
+    claim = {"source": str(source.resolve()), "short_side": short_side, "quality": quality}
     try:
         target.mkdir(parents=True, exist_ok=True)
         others = sorted(set(os.listdir(target)) - {RECORD})
@@ -179,15 +181,18 @@ def claim_target(source: Path, target: Path, short_side: int) -> IO:
         raise UserError(
             f"{target}: is not empty ({spelled(others[0])}) and no copy made by this script; give a TARGET that is"
         )
-    if claimed is not None and claimed != claim:
-        raise UserError(
-            f"{target}: is a copy of {printable(claimed['source'], LONGEST_LINE)} with a short side of "
-            f"{claimed['short_side']}, not of {source} with {short_side}; give another TARGET"
-        )
     if claimed is None:
         record.truncate(0)
         record.write(json.dumps(claim))
         record.flush()
+        return record
+    claimed = {"quality": QUALITY} | claimed
+    if claimed != claim:
+        raise UserError(
+            f"{target}: is a copy of {printable(claimed['source'], LONGEST_LINE)}\n"
+            f"with a short side of {claimed['short_side']} and quality {claimed['quality']}, "
+            f"not of {source} with {short_side} and {quality}; give another TARGET"
+        )
     return record
 
 
@@ -251,17 +256,17 @@ class Report:
             say(f"{self.bytes_before / 1e6:,.1f} MB became {self.bytes_after / 1e6:,.1f} MB")
 
 
-def resize_images(source: Path, target: Path, short_side: int, workers: int) -> int:
+def resize_images(source: Path, target: Path, short_side: int, quality: int, workers: int) -> int:
     """Make the copy, or what is missing of it. Returns: how many images could not be read. Raises: UserError."""
     refuse_nested(source, target)
     task = list_source(source)
-    with claim_target(source, target, short_side):
+    with claim_target(source, target, short_side, quality):
         try:
             missing = missing_in(target, task)
         except OSError as error:
             raise UserError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
         report = Report(task)
-        resizing = Resizing(source, target, short_side)
+        resizing = Resizing(source, target, short_side, quality)
         # What a loader's worker processes collate are the names themselves, one by one.
         results = DataLoader(
             missing, batch_size=None, num_workers=workers, collate_fn=resizing.resize, worker_init_fn=shield_worker
@@ -280,13 +285,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("source", type=Path, help="a folder of images, as one with train/ and val/")
     parser.add_argument("target", type=Path, help="the folder for the copy: a new one, or one of an earlier start")
     parser.add_argument("--short-side", type=int, required=True, help="of the copies, in pixels; none is enlarged")
+    parser.add_argument(
+        "--quality", type=int, default=QUALITY, metavar="Q",
+        help="of JPEG copies, 1 to 100 (default: 95). Files that are compressed more strongly already can grow at 95: "
+        "then give less, such as 85",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: the cores)")
     arguments = parser.parse_args(argv)
     for option, value in (("--short-side", arguments.short_side), ("--workers", arguments.workers)):
         if value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
+    if not 1 <= arguments.quality <= 100:
+        raise UserError(f"--quality {arguments.quality}: must be from 1 to 100")
     torch.set_num_threads(1)
-    return 1 if resize_images(arguments.source, arguments.target, arguments.short_side, arguments.workers) else 0
+    unreadable = resize_images(
+        arguments.source, arguments.target, arguments.short_side, arguments.quality, arguments.workers
+    )
+    return 1 if unreadable else 0
 
 
 if __name__ == "__main__":

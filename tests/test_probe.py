@@ -111,7 +111,7 @@ def test_a_finetuned_checkpoint_and_a_foreign_file_of_the_same_weights_score_ali
 def test_features_that_do_not_fit_into_memory_are_refused_before_they_are_computed(pretrained, images, monkeypatch):
 
     monkeypatch.setattr(probe, "free_memory", lambda: 100_000)
-    with pytest.raises(UserError, match=r"48 images × 512 float32 take 0.0 GB.*run.probe_storage=float16"):
+    with pytest.raises(UserError, match=r"48 images × 704 float32 take 0.0 GB.*run.probe_storage=float16"):
         finetune(probe_words(images, pretrained / LAST))
 
 

@@ -36,7 +36,11 @@ WAY_LIMITS = {"sgd": 5e-3, "adamw": 0.1}
 
 @contextlib.contextmanager
 def as_in_training(device: torch.device) -> Iterator[None]:
-    """Inside, TF32 is on for convolutions, and autocast where a training has it: filter and loss must not mind."""
+    """Inside, TF32 is on for convolutions, and autocast where a training has it: filter and loss must not mind.
+
+    Float32 matrix products stay as torch has them, as in a training. The filter is such products, so where something
+    turned TF32 on for them, its rows fail.
+    """
     before = torch.backends.cudnn.allow_tf32
     dtype = choose_precision("auto", device)
     set_tf32(True)

@@ -3,15 +3,13 @@
 import importlib.util
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from data.augment import train_transform
-from data.folder import ImageFolder
+from data.folder import ImageFolder, training_root
 from data.loader import StepBatches, batch_loader
 from data.samples import TrainingSamples
 from data.sampling import epoch_order
@@ -29,25 +27,22 @@ IMAGES_OF_A_BATCH = 32
 ORDER_SEED = 0
 
 
-def check_images(data_path: str | None) -> None:
-    """Raise UserError if there are no images to load, nor anything to make photographs of."""
-    if data_path is None:
-        if importlib.util.find_spec("skimage") is None:
-            raise UserError("no images to load: give --data-path, or pip install scikit-image")
-    elif not Path(data_path, "train").is_dir():
-        raise UserError(f"--data-path = {data_path}: has no folder train; give one that has, or leave it out")
-
-
 def open_images(work: Workload, data_path: str | None) -> ImageFolder:
-    """The training images of `data_path`, or JPEGs of 500 × 375 pixels, which one rank of a machine makes."""
+    """The images of `data_path` as pretraining lists them, or JPEGs of 500 × 375 pixels, which one rank of a machine
+    makes.
+
+    Raises: UserError if there are no images to load, nor anything to make photographs of.
+    """
     if data_path is not None:
-        return ImageFolder(Path(data_path, "train"))
+        return ImageFolder(training_root(data_path), labelled=False)
+    if importlib.util.find_spec("skimage") is None:
+        raise UserError("no images to load: give --data-path, or pip install scikit-image")
     from scripts.benchmark.photographs import make_photographs  # needs scikit-image, which training does not
 
     folder = work.folder / "photographs"
     if not folder.is_dir():
         make_photographs(folder, MADE_PHOTOGRAPHS)
-    return ImageFolder(folder)
+    return ImageFolder(str(folder))
 
 
 def loader_images_per_second(work: Workload, folder: ImageFolder, workers: int) -> float:
@@ -118,7 +113,7 @@ def loader_rows(work: Workload, folder: ImageFolder, data_path: str | None, step
     """This rank's loader beside its step. All ranks load at once, as in a training."""
     workers = max(1, available_cores() // work.world.local_size)
     row = loader_row(loader_images_per_second(work, folder, workers), step_rate, workers)
-    source = "made JPEGs of 500 × 375 pixels" if data_path is None else os.path.join(data_path, "train")
+    source = "made JPEGs of 500 × 375 pixels" if data_path is None else folder.root
     return [row, Row(LOADER, "loaded images", f"{source}, crops of {work.pixels} pixels")]
 
 

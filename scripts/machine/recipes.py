@@ -54,7 +54,9 @@ def recipe_row(name: str, config: FlatConfig, measured: Measured) -> Row:
         scaled.append(f"from {measured.pixels} to {pixels} pixels by area")
     if not is_pretraining(config):
         scaled.append("by a pretraining step")
-    note = f"{rate:.0f} images/s, {' and '.join(scaled) or 'as measured'}"
+        if config["data.rand_augment_ops"]:
+            scaled.append("loader measured without RandAugment")
+    note = f"{rate:.0f} images/s, {', '.join(scaled) or 'as measured'}"
     remedy = ""
     if measured.loader_rate < step_rate:
         remedy = f"the loader decides: with more cores {images / step_rate / 3600:,.1f} hours"

@@ -15,6 +15,10 @@ from utils.run.reading import FlatConfig, read_json
 from utils.scoring.neighbours import HEADLINE
 
 LABELS_FOLDER = "labels_"  # and the share: holds the runs of an arm in a study of several shares
+AVERAGED = " (ema)"  # ends the name of an arm whose averaged weights were scored
+# What probes of before these settings were written had: all images of train.
+ALL_OF_TRAIN = {"label_fraction": 1.0, "holdout_fraction": 0.0, "train_list": None}
+SHARE_DIGITS = 4  # to which a list's share of train is rounded: SimCLR's 10 % are 128,116 of 1,281,167 images
 
 
 def read_results(paths: list[Path], at_steps: tuple[int, ...] = ()) -> Results:
@@ -64,7 +68,7 @@ def add_finetuning(run: Path, result: dict, at_steps: tuple[int, ...], results: 
         facts |= provenance(read_json(pretraining_result), prefix="pretraining's ")
     arm = arm_of_run(run, recipe, Measure(), results)
     finetuning = Finetuning(run, arm, configs, selected_its_size(result), facts)
-    labels = configs.finetuning["data.label_fraction"]
+    labels = share_of_labels(run, configs.finetuning, result)
     finetuning.add(result["results"], Measure(FINETUNING, labels), results)
     for step in at_steps:
         rows = evaluation_by(run, step)
@@ -95,7 +99,7 @@ class Finetuning:
         for row in rows:
             score = Score(
                 measure=measure,
-                arm=f"{self.arm} (ema)" if row["weights"] == "ema" else self.arm,
+                arm=name_of_arm(self.arm, row["weights"]),
                 pretrain_seed=pretrain_seed,
                 finetune_seed=yaml_text(self.configs.finetuning["run.seed"]),
                 size=SELECTED if self.selected else str(row["val_resize_size"]),
@@ -104,6 +108,24 @@ class Finetuning:
             )
             add_score(results, score)
             results[measure][score.arm].note(self.facts)
+
+
+def share_of_labels(run: Path, config: FlatConfig, result: dict) -> float:
+    """Of the images of train that were found. Raises: UserError if it cannot be known."""
+    if config["data.train_list"] is None:
+        return config["data.label_fraction"]
+    images = result.get("train_images")
+    if images is None:
+        raise UserError(
+            f"{run}: result.json does not say which share of train data.train_list = {config['data.train_list']} is.\n"
+            "Leave this run out, or finetune it again."
+        )
+    return round(images["used"] / images["found"], SHARE_DIGITS)
+
+
+def name_of_arm(arm: str, weights: str) -> str:
+    """Args: weights: that were scored: "model" or "ema"."""
+    return f"{arm}{AVERAGED}" if weights == "ema" else arm
 
 
 def selected_its_size(result: dict) -> bool:
@@ -130,6 +152,7 @@ class FeatureScore:
     size: str
     top1: float
     facts: dict[str, str]
+    weights: str = "model"  # or "ema"
 
 
 def add_pretraining(run: Path, result: dict, results: Results) -> bool:
@@ -147,9 +170,9 @@ def add_pretraining(run: Path, result: dict, results: Results) -> bool:
     facts = recipe | provenance(result, prefix="pretraining's ")
     arm = arm_of_run(run, recipe, found[0].measure, results)
     for one in found:
-        seed = yaml_text(configs.pretraining["run.seed"])
-        add_score(results, Score(one.measure, arm, seed, "", one.size, one.top1, origin=str(run)))
-        results[one.measure][arm].note(facts | one.facts)
+        seed, name = yaml_text(configs.pretraining["run.seed"]), name_of_arm(arm, one.weights)
+        add_score(results, Score(one.measure, name, seed, "", one.size, one.top1, origin=str(run)))
+        results[one.measure][name].note(facts | one.facts)
     return True
 
 
@@ -177,13 +200,18 @@ def probes(run: Path, result: dict) -> list[FeatureScore]:
         content = read_json(file)
         if content["checkpoint"]["step"] != result.get("steps"):
             continue  # of an earlier checkpoint; a probe during the pretraining tells about those
-        decided_by = content["decided_by"]
+        decided_by = decisions_of_probe(content)
         facts = {f"probe's {key}": json.dumps(value) for key, value in decided_by.items() if key != "weights"}
-        (size,) = decided_by["val_resize_size"]
+        (size,), weights = decided_by["val_resize_size"], content["checkpoint"]["weights"]
         for row in content["results"]:
             if row["method"] != KNN or is_headline(row):
-                scores.append(FeatureScore(Measure(row["method"]), str(size), row["top1"], facts))
+                scores.append(FeatureScore(Measure(row["method"]), str(size), row["top1"], facts, weights))
     return scores
+
+
+def decisions_of_probe(content: dict) -> dict[str, object]:
+    """Every setting that decided a probe, and the fingerprints of weights and data, from its JSON."""
+    return ALL_OF_TRAIN | content["decided_by"]
 
 
 def is_headline(row: dict) -> bool:
@@ -207,10 +235,11 @@ def arm_of_run(run: Path, recipe: dict[str, str], measure: Measure, results: Res
     for other, arms in results.items():
         if other.score != measure.score:
             continue
-        names |= arms.keys()
-        for name, arm in arms.items():
+        for full_name, arm in arms.items():
+            name = full_name.removesuffix(AVERAGED)
             if arm.recipe() == values_of_run:
                 return name
+            names.add(name)
     if run.name in names:
         return str(run)
     return run.name

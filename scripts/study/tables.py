@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from scripts.study.arms import FINETUNING, KNN, KNN_CURVE, LINEAR, PIXELS, SELECTED
+from scripts.study.arms import FINETUNING, PIXELS
+from scripts.study.titles import group_title, titles_of
 from utils.tables import markdown_table, readable_cell
 
 Rows = list[dict]  # of the same keys, which are the header; a cell is text, a number or Strong
@@ -56,9 +57,10 @@ class SummaryTables:
         if max(runs_of_arms(list(summary.values())).values()) == 1:
             tables.remark = "One run an arm: its spread is unknown, so this ranks nothing."
             return tables
-        for column in summary.values():
+        columns = list(summary.values())
+        for column, title in zip(columns, titles_of(columns), strict=True):
             if column["score"] != PIXELS:
-                tables.columns.append(column_section(column, difference))
+                tables.columns.append(column_section(column, title, difference))
         return tables
 
 
@@ -122,22 +124,13 @@ def overviews_of(summary: dict) -> list[TitledTables]:
     return sections
 
 
-def group_title(column: dict) -> str:
-    if column["score"] == KNN_CURVE:
-        return "Top-1 % from the features of pretrainings under way"
-    if column["score"] != FINETUNING:
-        return "Top-1 % from the features of pretrainings"
-    if column["after"] is None:
-        return "Top-1 % of finetunings"
-    return f"Top-1 % of finetunings after at most {column['after']} steps"
-
-
 def overview_rows(columns: list[dict]) -> Rows:
+    titles = titles_of(columns)
     rows = []
     for name, number_of_runs in runs_of_arms(columns).items():
         row = {"arm": name, "runs": number_of_runs}
-        for column in columns:
-            row[column_in_words(column)] = score(column["arms"].get(name))
+        for column, title in zip(columns, titles, strict=True):
+            row[title] = score(column["arms"].get(name))
         rows.append(row)
     return rows
 
@@ -150,10 +143,10 @@ def difference_rows(columns: list[dict]) -> Rows:
     for column in columns:
         for comparison in column["comparisons"]:
             rows.setdefault(pair(comparison), {"difference": pair(comparison)})
-    for column in columns:
+    for column, title in zip(columns, titles_of(columns), strict=True):
         cells = {pair(comparison): difference_in_words(comparison) for comparison in column["comparisons"]}
         for name, row in rows.items():
-            row[column_in_words(column)] = cells.get(name, "")
+            row[title] = cells.get(name, "")
     return list(rows.values())
 
 
@@ -166,7 +159,7 @@ def difference_in_words(comparison: dict) -> str:
     return words
 
 
-def column_section(column: dict, difference: float | None) -> TitledTables:
+def column_section(column: dict, title: str, difference: float | None) -> TitledTables:
     arms, comparisons = column["arms"], column["comparisons"]
     candidates = [arm_rows(arms), unit_rows(arms), comparison_rows(comparisons, difference)]
     notes = []
@@ -174,7 +167,7 @@ def column_section(column: dict, difference: float | None) -> TitledTables:
         notes += [Note(name, f": {note}") for note in arm["notes"]]
     for comparison in comparisons:
         notes += [Note(pair(comparison), f": {note}") for note in comparison["notes"]]
-    return TitledTables(column_in_words(column), [rows for rows in candidates if rows], notes)
+    return TitledTables(title, [rows for rows in candidates if rows], notes)
 
 
 def arm_rows(arms: dict) -> Rows:
@@ -249,27 +242,6 @@ def difference_notes(summary: dict) -> list[Note]:
             if changes:
                 notes[name] = Note(name, f" differ in: {'; '.join(changes)}")
     return list(notes.values())
-
-
-def column_in_words(column: dict) -> str:
-    """The title of a column, such as "top-1 % at 235, 10 % of labels"."""
-    score, after = column["score"], column["after"]
-    if score == KNN_CURVE:
-        return f"20 neighbours after {after} epochs"
-    if score != FINETUNING:
-        return {KNN: "20 neighbours", LINEAR: "linear probe", PIXELS: "20 neighbours of raw pixels"}[score]
-    words = f"top-1 % {size_in_words(column['size'])}"
-    if after is not None:
-        words += f" after at most {after} steps"
-    if column["labels"] != 1:
-        words += f", {100 * column['labels']:g} % of labels"
-    return words
-
-
-def size_in_words(size: str) -> str:
-    if size == SELECTED:
-        return "at the size selected on held-out images"
-    return f"at {size}"
 
 
 def pair(comparison: dict) -> str:

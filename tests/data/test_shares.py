@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import pytest
@@ -92,6 +93,7 @@ def test_every_class_has_its_share_and_the_folder_says_how_many(train):
     assert [folder.labels.tolist().count(label) for label in range(3)] == [4, 4, 4]
     assert folder.part_line() == f"used of {train}: 12 of 123 images, 4 a class (data.label_fraction = 0.1)"
     assert ImageFolder(train, label_fraction=0.0001).labels.tolist() == [0, 1, 2]
+    assert folder.images_found == 123
     assert "84 of 123 images, 27 to 29 a class" in ImageFolder(train, label_fraction=0.68).part_line()
     whole = ImageFolder(train)
     assert whole.part_line() == "" and whole.fingerprint() == ImageFolder(train, label_fraction=1.0).fingerprint()
@@ -129,6 +131,8 @@ def test_a_run_says_its_share_and_is_not_resumed_with_another(tmp_path, capsys):
     finetune(words)
     printed = in_one_line(capsys.readouterr().out)
     assert "18 of 36 images, 6 a class (data.label_fraction = 0.5)" in printed
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["train_images"] == {"used": 18, "found": 36}
     assert "epochs 2 (the last one in part) of 2 steps, 3 steps in all (schedule.steps)" in printed
     longer = overriding(words, "schedule.steps=5", "data.label_fraction=0.25", "--resume", "auto")
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import sys
 import time
@@ -50,9 +51,10 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def resize(source: Path, target: Path, short_side: int = 32, workers: int = 1) -> int:
+def resize(source: Path, target: Path, short_side: int = 32, workers: int = 1, more: tuple[str, ...] = ()) -> int:
     """Its exit code."""
-    return resize_images.main([str(source), str(target), "--short-side", str(short_side), "--workers", str(workers)])
+    words = [str(source), str(target), "--short-side", str(short_side), "--workers", str(workers), *more]
+    return resize_images.main(words)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -108,6 +110,30 @@ def test_a_jpeg_is_close_and_has_whole_colours(source, tmp_path):
         with Image.open(copied) as image:
             assert image.format == "JPEG"
             assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # no colour at half the resolution
+
+
+def test_a_lower_quality_makes_smaller_jpegs_of_the_same_size_and_changes_nothing_else(source, tmp_path):
+    resize(source, tmp_path / "copy")
+    resize(source, tmp_path / "given", more=("--quality", "95"))
+    resize(source, tmp_path / "low", more=("--quality", "50"))
+    copy, low = files_of(tmp_path / "copy"), files_of(tmp_path / "low")
+    assert files_of(tmp_path / "given") == copy
+    jpegs = {"train/ant/a.jpg", "train/bee/young/high.JPEG"}
+    assert {name for name in copy if copy[name] != low[name]} == jpegs
+    for name in jpegs:
+        assert len(low[name]) < 0.7 * len(copy[name])
+        assert decode_image(str(tmp_path / "low" / name)).shape == decode_image(str(tmp_path / "copy" / name)).shape
+
+
+def test_a_copy_goes_on_with_its_own_quality_alone(source, tmp_path):
+    resize(source, tmp_path / "copy")
+    record = tmp_path / "copy" / resize_images.RECORD
+    content = json.loads(record.read_text())
+    del content["quality"]  # as it was written before there was a choice
+    record.write_text(json.dumps(content))
+    assert resize(source, tmp_path / "copy") == 0
+    with pytest.raises(UserError, match=r"and quality 95, not of .* with 32 and 85; give another TARGET"):
+        resize(source, tmp_path / "copy", more=("--quality", "85"))
 
 
 def test_what_is_small_enough_is_copied_byte_for_byte(source, tmp_path):
@@ -205,9 +231,11 @@ def test_a_target_with_other_things_or_of_another_copy_is_refused(source, tmp_pa
         resize(source, tmp_path / "others")
     assert files_of(tmp_path / "others") == before and not (tmp_path / "others" / resize_images.RECORD).exists()
     resize(source, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"with a short side of 32, not of .* with 33; give another TARGET"):
+    with pytest.raises(UserError, match=r"short side of 32 and quality 95, not of .* with 33 and 95; give another"):
         resize(source, tmp_path / "copy", short_side=33)
-    with pytest.raises(UserError, match="is a copy of .*images with a short side of 32, not of .*train with 32"):
+    with pytest.raises(
+        UserError, match=r"is a copy of .*images\nwith .* 32 and quality 95, not of .*train with 32 and 95"
+    ):
         resize(source / "train", tmp_path / "copy")
 
 
@@ -219,6 +247,8 @@ def test_other_bad_input_is_refused(source, tmp_path):
         resize(tmp_path / "empty", tmp_path / "copy")
     with pytest.raises(UserError, match="--short-side 0: must be at least 1"):
         resize(source, tmp_path / "copy", short_side=0)
+    with pytest.raises(UserError, match="--quality 101: must be from 1 to 100"):
+        resize(source, tmp_path / "copy", more=("--quality", "101"))
     with pytest.raises(UserError, match="--workers 0: must be at least 1"):
         resize(source, tmp_path / "copy", workers=0)
     (tmp_path / "file").touch()
@@ -230,7 +260,7 @@ def test_other_bad_input_is_refused(source, tmp_path):
 def test_a_second_process_on_the_same_target_is_refused(source, tmp_path):
     child = (
         "import sys, time; from pathlib import Path; from scripts.resize_images import claim_target; "
-        f"held = claim_target(Path({str(source)!r}), Path({str(tmp_path / 'copy')!r}), 32); "
+        f"held = claim_target(Path({str(source)!r}), Path({str(tmp_path / 'copy')!r}), 32, 95); "
         "print('locked', flush=True); time.sleep(60)"
     )
     process = start([sys.executable, "-c", child])
@@ -245,7 +275,7 @@ def test_a_second_process_on_the_same_target_is_refused(source, tmp_path):
 
 
 def test_what_cannot_be_written_ends_the_copy_and_is_named(source, tmp_path):
-    resize_images.claim_target(source, tmp_path / "copy", 32).close()
+    resize_images.claim_target(source, tmp_path / "copy", 32, quality=95).close()
     (tmp_path / "copy/train/ant/a.png").mkdir(parents=True)  # a folder where a file should come
     with pytest.raises(
         UserError, match=r"a\.png: cannot be written \(Is a directory; .* free\); the same command goes on"

@@ -6,6 +6,7 @@ libraries of convolutions choose another order of sums for another number of ima
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -66,8 +67,10 @@ class AveragedPixels:
     They are normalised, since the cosine of plain pixels, which are all positive, tells little of them.
     """
 
+    side: ClassVar[int] = 8
+    width: ClassVar[int] = 3 * side**2  # numbers an image
+
     normalize: Normalizer
-    side: int = 8
 
     def __call__(self, crops: torch.Tensor) -> torch.Tensor:
         return F.adaptive_avg_pool2d(self.normalize(unit_float(crops)), self.side).flatten(1)

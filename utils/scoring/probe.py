@@ -52,7 +52,11 @@ class ProbeImages:
         )  # fmt: skip
 
     def check_memory(self, job: Job, width: int, storage: str) -> None:
-        """Say what the features will take. Raises: UserError, on all ranks, if that is more than is free."""
+        """Say what the features will take. Raises: UserError, on all ranks, if that is more than is free.
+
+        Args:
+            width: numbers an image, those of all views together.
+        """
         images = len(self.train) + len(self.val)
         needed = bytes_of_features(images, width, storage)
         needed += bytes_of_features(len(self.val), width, "float32")  # those of length 1
@@ -117,7 +121,7 @@ def probe_checkpoint(config: FinetuneConfig, given: frozenset[str]) -> int:
     account = load_weights(trunk.classifier, file.weights, path, trunk_children(name), new_head=True)
     job.say(f"{path}: layout: {file.layout}; {account}")
     job.say(sizes_line)
-    images.check_memory(job, trunk.width, config.run.probe_storage)
+    images.check_memory(job, trunk.width + AveragedPixels.width, config.run.probe_storage)
     network = to_device(trunk.module, job.world.device, config.model, torch.float32)
     normalize = Normalizer(config.data.mean, config.data.std, job.world.device)
     views = {TRUNK: PooledTrunk(network, normalize), PIXELS: AveragedPixels(normalize)}
@@ -125,7 +129,10 @@ def probe_checkpoint(config: FinetuneConfig, given: frozenset[str]) -> int:
     rows = job.world.on_rank_0(lambda still_working: probe_rows(images.train, train, val, job, still_working))
     job.say(probe_table(rows))
     decided_by = settings_of(config, {"train": images.train, "val": images.val})
-    decided_by["probe_storage"] = config.run.probe_storage
+    decided_by |= {
+        "label_fraction": config.data.label_fraction, "holdout_fraction": config.data.holdout_fraction,
+        "train_list": config.data.train_list, "probe_storage": config.run.probe_storage,
+    }  # fmt: skip
     weights_name = "ema" if config.run.use_ema else "model"
     evaluated = Evaluated(file, weights_name, name, job.output, asked_for_output_dir="run.output_dir" in given)
     headline = {"method": "knn", "k": HEADLINE.k, "temperature": HEADLINE.temperature}

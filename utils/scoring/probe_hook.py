@@ -15,6 +15,7 @@ from utils.scoring.neighbours import HEADLINE, neighbour_rows
 from utils.scoring.probe import TRUNK, ProbeImages, all_cores
 from utils.scoring.sizes import resize_size_for
 from utils.seeding import keyed_torch
+from utils.training.evaluation import in_evaluation_layout
 from utils.training.hooks import Every
 from utils.training.schedule import in_steps
 
@@ -28,7 +29,6 @@ class NeighbourProbe:
 
     def __init__(self, config: PretrainConfig, job: Job, log: RunLog, model: nn.Sequential, images: ProbeImages):
         self.config, self.job, self.log, self.model, self.images = config, job, log, model, images
-        self.trunk = model[:-1]
         every_steps = in_steps(config.run.probe_every_epochs, config.schedule, log.steps_per_epoch)
         self.every = Every(every_steps, log.total_steps)
         width = model.decoder[0].in_channels
@@ -48,9 +48,10 @@ class NeighbourProbe:
         """The headline's row, on all ranks."""
         options = self.config.run
         normalize = Normalizer(self.config.data.mean, self.config.data.std, self.job.world.device)
+        model = in_evaluation_layout(self.model, self.config.model.channels_last)
         with keyed_torch(options.seed, "probe"):  # a loader draws a number, which it has no use for here
             train, val = self.images.features(
-                {TRUNK: PooledTrunk(self.trunk, normalize)}, self.model, self.job, options.probe_storage,
+                {TRUNK: PooledTrunk(model[:-1], normalize)}, model, self.job, options.probe_storage,
                 options.timeout_minutes,
             )  # fmt: skip
 

@@ -6,22 +6,30 @@ import itertools
 import json
 import runpy
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from data import samples
+from data.decode import decode_image
 from data.sampling import epoch_order
 from scripts.machine import environment, loading, ranks, recipes, speed
 from scripts.machine.rows import FAIL, INFORMATION, PASS, Row, agreed, as_json, judged, rows_or_failure
 from scripts.machine.workload import Workload
+from tests.support.helpers import image_folder
 from tests.support.launch import ROOT, endings, start, torchrun
 from utils.distributed import World
 from utils.errors import UserError
+from utils.limits import available_cores
 from utils.precision import set_tf32
 
 SMALLEST = ["--device", "cpu", "--model", "resnet18", "--pixels", "32", "--images", "2"]
 CPU = World(0, 1, 1, torch.device("cpu"))
+SMALL = Workload(CPU, "resnet18", pixels=32, images=2, folder=Path("unused"))
+SECONDS_AN_IMAGE = 0.05  # of a decoder that is too slow
 
 
 @pytest.fixture
@@ -34,6 +42,47 @@ def test_a_loader_that_is_too_slow_fails_and_says_how_many_workers_would_do():
     assert row.result == FAIL and "data.workers=12" in row.remedy  # 4 · 2000 / 700 = 11.4
     assert loading.loader_row(2000, 2000, 4).result == PASS
     assert loading.loader_row(0, 2000, 4).result == FAIL
+
+
+def test_a_slow_decoder_fails_and_the_same_loader_without_it_does_not(tmp_path, monkeypatch):
+    """Measured with real loader processes."""
+
+    def slow(path: str) -> torch.Tensor:
+        time.sleep(SECONDS_AN_IMAGE)
+        return decode_image(path)
+
+    folder = loading.open_images(SMALL, str(image_folder(tmp_path / "images")))
+    monkeypatch.setattr(loading, "LEAST_SECONDS", 0.2)
+    step_rate = 2 * available_cores() / SECONDS_AN_IMAGE  # twice what so slow a decoder can give
+    row = loading.loader_rows(SMALL, folder, "images", step_rate)[0]
+    assert row.result == PASS and row.values["loader_images_per_second"] > step_rate
+    monkeypatch.setattr(samples, "decode_image", slow)
+    row = loading.loader_rows(SMALL, folder, "images", step_rate)[0]
+    assert row.result == FAIL and row.values["loader_images_per_second"] < step_rate / 2
+    assert "data.workers=" in row.remedy
+
+
+def test_photographs_are_taken_as_pretraining_takes_them(tmp_path):
+    """Without class folders, in train/ or anywhere below."""
+    image_folder(tmp_path / "photos/train", classes=["."])
+    assert len(loading.open_images(SMALL, str(tmp_path / "photos"))) == 4
+    image_folder(tmp_path / "sorted")
+    folder = loading.open_images(SMALL, str(tmp_path / "sorted"))
+    assert len(folder) == 8
+    assert loading.loader_rows(SMALL, folder, "sorted", 1.0)[1].measured.startswith(f"{tmp_path}/sorted, crops")
+
+
+@pytest.mark.parametrize(("name", "problem"), [("nowhere", "no such image folder"), ("empty", "neither it nor a fold")])
+def test_a_folder_that_cannot_be_loaded_is_told_before_anything_is_measured(
+    name, problem, tmp_path, script, monkeypatch
+):
+    (tmp_path / "empty").mkdir()
+    measured = []
+    measured_rows = script["measured_rows"]
+    monkeypatch.setitem(measured_rows.__globals__, "BY_EACH_RANK", {"machine": measured.append})
+    with pytest.raises(UserError, match=problem):
+        measured_rows(SMALL, str(tmp_path / name))
+    assert measured == []
 
 
 def test_ranks_load_other_images_in_a_trainings_order():
@@ -87,6 +136,14 @@ def test_too_little_memory_and_missing_kernels_fail():
     assert environment.kernel_row((8, 6), ["sm_70", "sm_80"]).result == PASS
 
 
+@pytest.mark.parametrize(("free_gb", "result"), [(1, FAIL), (100, PASS)])
+def test_a_machine_whose_memory_others_have_fails(free_gb, result, monkeypatch):
+    monkeypatch.setattr(environment, "free_memory", lambda: free_gb * 10**9)
+    rows = {row.what: row for row in environment.environment_rows(SMALL)}
+    assert rows["free memory of the machine"].result == result
+    assert rows["free memory of the machine"].values == {"free_gb": free_gb, "needed_gb": 4}
+
+
 def test_driver_version_is_read_from_the_system(tmp_path):
     file = tmp_path / "version"
     assert environment.driver_version(file) == "unknown"
@@ -101,7 +158,8 @@ def test_hours_by_hand():
     assert pretraining.values["hours"] == pytest.approx(300 * 625 * 2048 / 2470 / 3600)  # floor(1281167 / 2048) = 625
     assert pretraining.values["scaled"] == []
     assert finetuning.values["images_per_second"] == pytest.approx(2470 * 1.96)  # (224 / 160)²
-    assert len(finetuning.values["scaled"]) == 2
+    assert finetuning.values["scaled"][1:] == ["by a pretraining step", "loader measured without RandAugment"]
+    assert "loader measured without RandAugment" not in rows["finetune_resnet50_linear_probe"].measured
     slow = {row.what: row for row in recipes.recipe_rows(replace(measured, loader_rate=1000))}["pretrain_resnet50"]
     assert slow.values["hours"] == pytest.approx(2.47 * pretraining.values["hours"])
     assert "the loader decides" in slow.remedy
@@ -160,14 +218,10 @@ def test_exit_code_and_json(holds, code, tmp_path, script, monkeypatch, capsys):
     assert "| s | a \\| b | nan |" in printed and ("mend it" in printed) != holds
 
 
-def test_wrong_sizes_and_folders_are_told(tmp_path, script):
-    for words, problem in (
-        (["--images", "1"], "--images = 1"),
-        (["--data-path", str(tmp_path)], "has no folder train"),
-    ):
-        options = script["parse"]([*SMALLEST, *words])
-        with pytest.raises(UserError, match=problem):
-            script["workload_of"](options, CPU, tmp_path)
+def test_a_wrong_size_is_told(tmp_path, script):
+    options = script["parse"]([*SMALLEST, "--images", "1"])
+    with pytest.raises(UserError, match="--images = 1"):
+        script["workload_of"](options, CPU, tmp_path)
 
 
 @pytest.mark.process

@@ -21,7 +21,11 @@ NOISE = {  # variances of a pretraining, which all of its finetunings share at e
     "both alike": (1.0, 1.0),
     "mostly pretraining": (1.0, 0.05),
 }
-DESIGNS = {"3 x 2": (3, 2), "6 x 1": (6, 1)}  # pretrainings, and finetunings of each; scratch has as many runs
+DESIGNS = {
+    "3 x 2": (3, 2),
+    "6 x 1": (6, 1),
+    "3 x 1": (3, 1),
+}  # pretrainings, and finetunings of each; scratch has as many runs
 
 
 def simulated(generator, design: str, noise: str, effects: dict[str, float]) -> list[Column]:

@@ -68,17 +68,18 @@ def pretrained(root: Path, arm: str, seed: int, gain: float) -> None:
     write_probe(run, STEPS // 2, gain + 20)
 
 
-def write_probe(run: Path, step: int, top1: float) -> None:
+def write_probe(run: Path, step: int, top1: float, weights: str = "model") -> None:
     rows = []
     for k, temperature, less in ((10, 0.07, 3), (20, 0.07, 0), (200, 0.07, 4), (200, 0.1, 5)):
         rows.append({"method": "knn", "k": k, "temperature": temperature, "top1": top1 - less})
     rows.append({"method": "linear", "k": None, "temperature": None, "top1": top1 + 12})
     rows.append({"method": "pixels_knn", "k": 20, "temperature": 0.07, "top1": 38.0})
     content = {
-        "kind": "probe", "checkpoint": {"step": step}, "results": rows,
+        "kind": "probe", "checkpoint": {"step": step, "weights": weights}, "results": rows,
         "decided_by": {"weights": f"of {run.parent.name}{run.name}", "val_resize_size": [73]},
     }  # fmt: skip
-    (run / "evaluations" / f"probe_step_{step:08d}.json").write_text(json.dumps(content))
+    further = "" if weights == "model" else "-2"
+    (run / "evaluations" / f"probe_step_{step:08d}{further}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,67 @@ def test_probes_with_other_settings_are_marked(small, tmp_path, capsys):
             path.write_text(json.dumps(content))
     (row,) = summary_of(capsys, tmp_path, "--baseline", "denoise", "--factor", "pretraining")["knn 73"]["comparisons"]
     assert row["warning"] == "another probe's interpolation"
+
+
+def test_a_setting_that_older_probes_do_not_name_had_its_default(tmp_path, capsys):
+    for arm in PRETRAININGS:
+        for seed in (0, 1):
+            pretrained(tmp_path, arm, seed, gain=seed + seed * len(arm))
+    for path in (tmp_path / "pretrain/mfm").rglob(f"probe_step_{STEPS:08d}.json"):
+        content = json.loads(path.read_text())
+        content["decided_by"] |= {"label_fraction": 1.0, "holdout_fraction": 0.0, "train_list": None}
+        path.write_text(json.dumps(content))
+    words = ["--baseline", "denoise", "--factor", "pretraining"]
+    (row,) = summary_of(capsys, tmp_path, *words)["knn 73"]["comparisons"]
+    assert row["warning"] == ""
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_averaged_weights_are_an_arm_of_their_own(other, tmp_path):
+    """Also where nothing else was probed, and in folders outside of a study."""
+    scores = {}
+    for seed in (0, 1):
+        pretrained(tmp_path, "mfm", seed, gain=0)
+        run = tmp_path / f"mfm_{seed}"
+        (tmp_path / f"pretrain/mfm/p{seed}").rename(run)
+        (run / "log.jsonl").unlink()
+        write_probe(run, STEPS, top1=70 + seed, weights="ema")
+        if not other:
+            (run / f"evaluations/probe_step_{STEPS:08d}.json").unlink()
+        scores[str(seed)] = [70 + seed]
+    arms = read_results([tmp_path])[Measure(KNN)]
+    assert arms["mfm_0 (ema)"].units("73") == scores
+    assert set(arms) == ({"mfm_0", "mfm_0 (ema)"} if other else {"mfm_0 (ema)"})
+
+
+def test_each_size_of_a_probe_has_its_columns(tmp_path, capsys):
+    """Two arms at two crops: no score is lost."""
+    header = "arm,pretrain_seed,finetune_seed,val_resize_size,score,labels,after,top1\n"
+    rows = ""
+    for arm, size, top1 in (("mfm64", 73, 29), ("noise64", 73, 27), ("mfm128", 146, 45), ("noise128", 146, 41)):
+        for seed in (0, 1):
+            rows += f"{arm},{seed},,{size},knn,1,,{top1 + seed / 2}\n{arm},{seed},,{size},linear,1,,{top1}\n"
+    (tmp_path / "results.csv").write_text(header + rows)
+    summarize.main([str(tmp_path / "results.csv"), "--baseline", "noise64", "noise128"])
+    lines = capsys.readouterr().out.splitlines()
+    columns = "20 neighbours at 73 | 20 neighbours at 146 | linear probe at 73 | linear probe at 146 |"
+    assert f"| arm | runs | {columns}" in lines and f"| difference | {columns}" in lines
+    assert "| mfm64 | 2 | 29.25 ± 0.35 |  | 29.00 ± 0.00 |  |" in lines
+    assert "| mfm128 | 2 |  | 45.25 ± 0.35 |  | 45.00 ± 0.00 |" in lines
+    assert "| mfm64 − noise64 | +2.00 |  | +2.00 |  |" in lines
+    assert "**20 neighbours at 73**" in lines and "**20 neighbours at 146**" in lines
+
+
+def test_a_list_stands_at_the_share_of_train_that_it_names(tmp_path, capsys):
+    images = {"used": 128_116, "found": 1_281_167}  # SimCLR's 10 %
+    finished(tmp_path / "list", ["data.train_list=10percent.txt"], train_images=images)
+    finished(tmp_path / "share", ["data.label_fraction=0.1"])
+    finished(tmp_path / "all")
+    arms = {name: list(column["arms"]) for name, column in summary_of(capsys, tmp_path).items()}
+    assert arms == {"235 labels 0.1": ["list", "all"], "235": ["all"]}
+    finished(tmp_path / "unknown", ["data.train_list=10percent.txt", "loss.name=ce"])
+    with pytest.raises(UserError, match=r"unknown: result\.json does not say which share .*10percent\.txt is"):
+        read_results([tmp_path])
 
 
 def test_two_probes_of_one_checkpoint_are_an_error_that_names_the_run(tmp_path):

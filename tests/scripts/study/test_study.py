@@ -24,6 +24,7 @@ from scripts.study.read_runs import read_results
 from scripts.study.scheduler import Machine, Scheduler
 from tests.support.helpers import image_folder
 from tests.support.launch import ROOT
+from utils.config import to_dict, to_yaml, with_value
 from utils.errors import UserError
 from utils.run.log_file import is_training_line, read_lines
 from utils.run.reading import resolved_config
@@ -325,6 +326,77 @@ def test_no_two_finetunings_share_a_seed_and_pretrainings_come_first(tiny, tmp_p
     assert {run.needs.config.run.seed for run in finetunings} == {0, 1}
     assert all(runs.index(run.needs) < runs.index(run) for run in finetunings)
     assert [run.config.run.seed for run in runs if run.folder.parent.name == "scratch"] == [5, 6]
+
+
+def left_behind(run: PlannedRun, changed: dict[str, object], ranks: str | None = "1") -> None:
+    """What a finished run of such a config leaves in its folder."""
+    config = run.config
+    for key, value in changed.items():
+        config = with_value(config, key, value)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(to_yaml(to_dict(config)))
+    provenance = {} if ranks is None else {"world_size": ranks}
+    (run.folder / "result.json").write_text(json.dumps({"steps": 12, "provenance": provenance}))
+
+
+@pytest.mark.parametrize(
+    ("planned", "ran", "ranks", "excused"),
+    [
+        (256, 192, "4", True),  # a rank's 384 images divide into 192, and into no larger number up to 256
+        (256, 128, "4", False),
+        (256, 128, "2", False),  # a rank's 768 images divide into 256
+        (300, 256, "3", True),
+        (32, 256, "2", False),
+        (256, 128, None, True),  # nobody knows
+    ],
+)
+def test_fewer_images_at_once_are_excused_only_if_the_planned_number_does_not_divide(
+    planned, ran, ranks, excused, tiny, tmp_path
+):
+    sizes = f"--batch-size 1536 train.images_per_device={planned}"
+    text = tiny.read_text().replace("--batch-size 4 train.images_per_device=4", sizes)
+    (tmp_path / "large.yaml").write_text(text)
+    (run,) = [run for run in read_study(str(tmp_path / "large.yaml"), tmp_path).runs if run.kind == PRETRAINING]
+    left_behind(run, {"train.images_per_device": ran}, ranks)
+    if excused:
+        assert run.finished()
+    else:
+        with pytest.raises(UserError, match=rf"train.images_per_device: {ran} -> {planned}"):
+            run.finished()
+
+
+@pytest.mark.parametrize(
+    ("words", "decided_by", "weights", "problem"),
+    [
+        ("", {}, "model", None),
+        ("", {"label_fraction": 1.0, "holdout_fraction": 0.0, "train_list": None}, "model", None),
+        ("data.label_fraction=0.5", {"label_fraction": 0.5}, "model", None),
+        ("data.label_fraction=0.5", {}, "model", r"data.label_fraction: 1.0 -> 0.5"),
+        ("data.holdout_fraction=0.1", {}, "model", r"data.holdout_fraction: 0.0 -> 0.1"),
+        ("data.train_list=some.txt", {"train_list": "others.txt"}, "model", r"data.train_list: others.txt -> some.txt"),
+        ("run.probe_storage=float16", {}, "model", r"run.probe_storage: float32 -> float16"),
+        ("run.use_ema=true", {}, "model", r"run.use_ema: false -> true"),
+        ("run.use_ema=true", {}, "ema", None),
+        ("", {}, "ema", r"run.use_ema: true -> false"),
+    ],
+)
+def test_a_probe_with_other_settings_than_the_studys_is_an_error(words, decided_by, weights, problem, tiny, tmp_path):
+    section = PROBED.format(root=ROOT, images=tiny.parent / "images").replace(
+        "data.workers=0", f"data.workers=0 {words}"
+    )
+    (tmp_path / "probed.yaml").write_text(tiny.read_text().replace("study:\n", section))
+    (run,) = [run for run in read_study(str(tmp_path / "probed.yaml"), tmp_path).runs if run.kind == PROBE]
+    left_behind(run.needs, {})
+    assert not run.finished()
+    run.folder.mkdir()
+    sizes = {"val_resize_size": [36], "val_crop_size": 32, "interpolation": "bilinear", "probe_storage": "float32"}
+    content = {"checkpoint": {"step": 12, "weights": weights}, "decided_by": sizes | decided_by}
+    (run.folder / "probe_step_00000012.json").write_text(json.dumps(content))
+    if problem is None:
+        assert run.finished()
+    else:
+        with pytest.raises(UserError, match=rf"evaluations: finished .*\({problem}\)"):
+            run.finished()
 
 
 SHARES = "study:\n  label_fractions: [0.01, 0.5, 1.0]\n"
