@@ -20,6 +20,7 @@ from utils.errors import UserError, first_line, listed
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
 from utils.run.reading import FlatConfig, flat, is_pretraining
+from utils.run.state_checks import refuse_unusable_state
 from utils.saved_config import refuse_odd_values
 from utils.training.schedule import LearningRate
 from utils.training.step import TrainingState
@@ -91,7 +92,8 @@ def load_resume(
 
     Args:
         extra_state: what checkpoints hold beside the training state (config, number and identity of images, classes).
-    Raises: UserError if the checkpoint belongs to another recipe or data set, or lies after the end of the schedule.
+    Raises: UserError if the checkpoint belongs to another recipe or data set, or lies after the end of the schedule, or
+        holds numbers that are not finite.
     """
     if job.resume is None:
         if config.run.resume:
@@ -99,6 +101,7 @@ def load_resume(
         return Start()
     saved = read_resume(job.resume, config, extra_state)
     start = starting_point(job.resume, saved, plan)
+    refuse_unusable_state(job.resume, saved, state)
     try:
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
