@@ -12,7 +12,7 @@ import torch
 
 from tests.support.comparing import assert_same_state, log_lines
 from tests.support.helpers import data_set, image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, overriding, pretrain
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
@@ -77,7 +77,7 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_image(
     words = ["--epochs", "4", "--batch-size", batch_size, "train.images_per_device=4", "checkpoint.keep=99"]
     capsys.readouterr()
     run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto", "--allow-config-change")
-    printed = capsys.readouterr().out
+    printed = in_one_line(capsys.readouterr().out)
     rate = 1e-3 * (1 + math.cos(math.pi * 3 / 4)) / 2
     meaning = f"step 9 of 8 images is step {step} of {batch_size} images, epoch 3, learning rate {rate:.3g}"
     assert meaning in printed

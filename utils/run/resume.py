@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import keys_affecting, to_dict
-from utils.console import say
+from utils.console import fitted, say
 from utils.errors import UserError, first_line, listed
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
@@ -106,9 +106,9 @@ def load_resume(
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{job.resume}: its state does not fit this config ({first_line(error)})") from error
-    job.say(f"resuming after step {saved['step']} from {job.resume}")
+    job.say(fitted(f"resuming after step {saved['step']} from {job.resume}"))
     for line in remarks(config, saved, start, plan, extra_state):
-        job.say(line)
+        job.say(fitted(line))
     return start
 
 
