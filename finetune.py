@@ -25,6 +25,7 @@ from utils.config import keys_given, parse_entry, to_dict, to_yaml
 from utils.console import fitted
 from utils.distributed import run_entry
 from utils.errors import UserError
+from utils.learning_rate_advice import unscaled_rate_warning
 from utils.process import StopRequest
 from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import open_log
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
     if config.run.probe:
         return probe_checkpoint(config, given)
     job = open_job(config)
+    job.warn(unscaled_rate_warning(config, argv))
 
     # Data: which images there are, and which of them every step takes
     folder = open_labelled_images(config, job)
@@ -77,7 +79,7 @@ def main(argv: list[str]) -> int:
     # Train: the loop, and what happens every so many steps
     log = open_log(
         config, job, plan, first_step, task="finetuning", model=state.model, classes=len(folder.classes),
-        images={"train": len(folder), **evaluation_data.counts()},
+        images={"train": len(folder), **evaluation_data.counts()}, source=folder.source,
     )  # fmt: skip
     evaluation = Evaluation(config, job, state, evaluation_data, log)
     stop_on_bad_numbers = StopOnBadNumbers(log, state, job, plan.images_of, before=(evaluation,))

@@ -13,9 +13,10 @@ from torch import nn
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from data.augment import train_transform
-from data.folder import ImageFolder, training_root
+from data.folder import ImageFolder
 from data.identity import check_pixels, identity
 from data.loader import StepBatches
+from data.parts import images_beside_train, training_root
 from data.samples import TrainingSamples, fixed_images
 from data.sampling import BatchPlan
 from models.mfm import MaskedFrequencyModelling, network_from_config
@@ -24,6 +25,7 @@ from utils.config import parse_entry, to_dict
 from utils.console import fitted
 from utils.distributed import run_entry
 from utils.errors import UserError
+from utils.learning_rate_advice import unscaled_rate_warning
 from utils.process import StopRequest
 from utils.run.job import Job, make_state, open_job, with_resolved_choices
 from utils.run.log import RunLog, open_log
@@ -41,12 +43,14 @@ def main(argv: list[str]) -> int:
     description = "Masked frequency pretraining of a ResNet."
     config = parse_entry(PretrainConfig, argv, description, other_entry=("finetune.py", FinetuneConfig))
     job = open_job(config)
+    job.warn(unscaled_rate_warning(config, argv))
 
     # Data: which images there are, and which of them every step takes
     folder = job.open_folder(lambda: ImageFolder(
         training_root(config.data.data_path), holdout_fraction=config.data.holdout_fraction,
         train_list=config.data.train_list, labelled=False,
     ))  # fmt: skip
+    job.warn(images_beside_train(config.data.data_path, folder.source))
     check_pixels(folder, needs_detail=True)
     data = {"train": identity(folder)}
     to_probe = images_to_probe(config, job, folder)
@@ -71,6 +75,7 @@ def main(argv: list[str]) -> int:
     # Train: the loop, and what happens every so many steps
     log = open_log(
         config, job, plan, first_step, task="pretraining", model=state.model, images={"train": len(folder)},
+        source=folder.source,
     )  # fmt: skip
     probes = []  # at most one
     if to_probe is not None:

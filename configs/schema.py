@@ -94,24 +94,25 @@ class DataOptions:
     interpolation: str = knob("bicubic", "resampling filter, always antialiased", choices=INTERPOLATIONS)
     holdout_fraction: float = knob(0.0, "share of train that a hash of the path sets apart, never trained on",
                                    low=0, high=0.9)
-    train_list: str | None = knob(None, "text file that names the images of train to use, one a line: ant/1.jpg, or a "
-                                  "file name alone as in SimCLR's lists; null: all")
+    train_list: str | None = knob(None, "text file that names the images of train to use, one per line: ant/1.jpg, or "
+                                  "a file name alone as in SimCLR's lists; null: all")
     flip_probability: float = knob(0.5, "chance of a horizontal flip", low=0, high=1)
     mean: tuple[float, float, float] = knob((0.485, 0.456, 0.406), "normalisation, channels in [0, 1]")
     std: tuple[float, float, float] = knob((0.229, 0.224, 0.225), "normalisation, channels in [0, 1]", above=0)
-    workers: int | None = knob(None, "loader processes a rank; null: the cores a rank has",
+    workers: int | None = knob(None, "loader processes per rank; null: as many as the rank has cores",
                                low=0, high=256, affects="nothing")
     on_bad_image: str = knob("error", "skip: train on another image instead of an unreadable one, and log it",
                              choices=("error", "skip"), affects="nothing")
-    max_bad_images_share: float = knob(0.01, "with skip: unreadable images of an epoch, above 20 or half, that end it",
-                                       "share", low=0, high=1, affects="nothing")
+    max_bad_images_share: float = knob(
+        0.01, "with skip: the run ends if more than this share of an epoch's images is unreadable (20 images, or half "
+        "of a smaller set, are always allowed)", "share", low=0, high=1, affects="nothing")
 
     def problems(self) -> Problems:
         problems = ordered(self, "crop_ratio") + ordered(self, "aspect_ratio")
         if min(self.mean) < 0 or max(self.mean) > 1:
             problems.append(("mean", "must lie in [0, 1], as images do; divide a mean of 0–255 pixels by 255"))
-        if min(self.std) < 0.001:
-            problems.append(("std", "must be at least 0.001: channels lie in [0, 1], in levels of 1/255"))
+        if min(self.std) < 0.02:
+            problems.append(("std", "must be at least 0.02: images lie in [0, 1] already, and need no factor of 1/255"))
         if max(self.std) > 1:
             problems.append(("std", "must be at most 1, as images lie in [0, 1]; divide one of 0–255 pixels by 255"))
         return problems
@@ -125,7 +126,7 @@ class FinetuneDataOptions(DataOptions):
     label_fraction: float = knob(
         1.0, "share of the images of each class to train on, at least one; a smaller share is part of a larger one",
         above=0, high=1, compared=True)
-    rand_augment_ops: int = knob(2, "RandAugment operations an image; 0 turns it off", low=0, high=16)
+    rand_augment_ops: int = knob(2, "RandAugment operations per image; 0 turns it off", low=0, high=16)
     rand_augment_style: str = knob(
         "torchvision", "14 operations of one strength (CoinCheung/MFM), or timm's 15 of random strength (RSB)",
         choices=("torchvision", "timm"))
@@ -140,17 +141,17 @@ class FinetuneDataOptions(DataOptions):
     augmentation_repeats: int = knob(
         1, "times in a row that an epoch takes an image, augmented anew; it sees a share 1 / repeats of them", low=1)
     mixup_alpha: float = knob(0.1, "Beta parameter of mixup; 0 turns it off", low=0)
-    cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two a batch", low=0)
+    cutmix_alpha: float = knob(1.0, "Beta parameter of cutmix; 0: off; with both, one of the two per batch", low=0)
     val_resize_size: tuple[int, ...] = knob(
         (235,), "short side before the centre crop; one result for each", "pixels",
         low=8, flag="--val-resize-size", affects="score")
     val_crop_size: int = knob(224, "side of the centre crop in evaluation", "pixels", low=8, affects="score")
-    val_batch_size: int = knob(128, "images a rank evaluates at once", "images", low=1, affects="nothing")
+    val_batch_size: int = knob(128, "images per rank in one evaluation batch", "images", low=1, affects="nothing")
     classes: str = knob("all", "with eval_only: val has all classes of the model, or is scored over those present",
                         choices=("all", "present"), affects="score")
     class_names: str | None = knob(
-        None, "with eval_only: the outputs' names in their order, a file with one a line or a folder of class folders; "
-        "null: the checkpoint's", affects="score")
+        None, "with eval_only: the outputs' names in their order, a file with one per line or a folder of class "
+        "folders; null: the checkpoint's", affects="score")
 
     def problems(self) -> Problems:
         problems = super().problems()
@@ -177,8 +178,8 @@ class FinetuneDataOptions(DataOptions):
 
 @dataclass(frozen=True)
 class CorruptionOptions:
-    name: str = knob("frequency", "the method's own filter (section filter), or one of the paper's rivals, which work "
-                     "on pixels (filter.order=filter_first) and need loss.scope=all",
+    name: str = knob("frequency", "the method's own filter (section filter), or one of the paper's baselines, which "
+                     "work on pixels (filter.order=filter_first) and need loss.scope=all",
                      choices=("frequency", "super_resolution", "blur", "noise"))
     downscale: int = knob(8, "of super_resolution: the factor", low=2, high=256)
     blur_sizes: tuple[int, int] = knob((7, 21), "of blur: smallest and largest side, odd; one is drawn for each image",
@@ -271,8 +272,8 @@ class ModelOptions:
         0.0, "chance that an image skips the last residual block; linear from 0 in the first one", low=0, high=0.99)
     sync_batch_norm: bool = knob(False, "BatchNorm statistics over all GPUs")
     channels_last: bool | None = knob(
-        None, "NHWC memory layout; null: where it is faster, which is on a CPU, and on a GPU in bf16 and fp16 "
-        "(so not in an evaluation, which is in float32)")
+        None, "NHWC memory layout; null: on for a CPU, and for a GPU in bf16 and fp16; off for a GPU in float32, and "
+        "so in its evaluations")
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ class OptimizerOptions:
                                 choices=("all", "matrices"))
     clip_grad_norm: float | None = knob(
         None, "largest gradient norm of a step; null: any, but LAMB itself clips to 1", above=0)
-    ema_decay: float | None = knob(None, "average the weights with this decay an update; null: no average", above=0,
+    ema_decay: float | None = knob(None, "average the weights with this decay per update; null: no average", above=0,
                                    high=0.999999)
     ema_every_steps: int = knob(
         1, "update the average after the first step of an epoch and every so many steps of it (CoinCheung/MFM: 32)",
@@ -360,7 +361,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    batch_size: int = knob(2048, "images an optimizer step, over all ranks", "images",
+    batch_size: int = knob(2048, "images per optimizer step, over all ranks", "images",
                            low=1, flag="--batch-size", compared=True)
     images_per_device: int | None = knob(
         None, "most images per forward pass on one device: the largest number up to it that divides "

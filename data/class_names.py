@@ -4,6 +4,9 @@ import unicodedata
 
 from utils.errors import UserError, printable
 
+# Cyrillic and Greek letters that look like Latin ones in most fonts.
+LIKE_LATIN = str.maketrans("асеорхуіјѕАВЕКМНОРСТХУІЈЅοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aceopxyijsABEKMHOPCTXYIJSoABEZHIKMNOPTYX")
+
 
 def look_alikes(root: str, classes: list[str]) -> list[str]:
     """A line for each class name that looks like another one, with the code points that differ."""
@@ -44,6 +47,36 @@ def of_two_alphabets(classes: list[str]) -> str:
         if len(alphabets & {"LATIN", "CYRILLIC", "GREEK"}) > 1:
             return spelled(name)
     return ""
+
+
+def alphabet_twins(classes: list[str]) -> str:
+    """The first two class names that look alike since letters of another alphabet do; "" if there are none."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(appearance(name).translate(LIKE_LATIN), name)
+        if other != name:
+            return f"{spelled(other)} and {spelled(name)}"
+    return ""
+
+
+def name_warnings(root: str, classes: list[str]) -> list[str]:
+    """Sentences on class names that may not be meant as they are; they begin with the folder."""
+    sentences = []
+    twins = case_twins(classes)
+    if twins:
+        sentences.append(f"{root}: the class folders {twins} differ by case alone; are they two classes?")
+    twins = alphabet_twins(classes)
+    if twins:
+        sentences.append(
+            f"{root}: the class folders {twins} look alike, but have letters of different alphabets; are they two "
+            "classes?"
+        )
+    mixed = of_two_alphabets(classes)
+    if mixed:
+        sentences.append(
+            f"{root}: the class folder {mixed} has letters of two alphabets, which can look alike; is it meant so?"
+        )
+    return sentences
 
 
 def spelled(name: str) -> str:

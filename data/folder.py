@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from data.class_names import abbreviate, case_twins, check_same_classes, look_alikes, of_two_alphabets, spelled
+from data.class_names import abbreviate, check_same_classes, look_alikes, name_warnings, spelled
 from data.image_list import ImageList, read_image_list
 from data.index import image_files
 from data.listing import BESIDE, EXTENSIONS, LeftOut, Root, list_root
@@ -40,6 +40,7 @@ class ImageFolder:
         label_fraction: float = 1.0, train_list: str | None = None, labelled: bool = True,
     ):  # fmt: skip
         self.root = root
+        self.source = root  # where the images are: in root, or wherever a list of files elsewhere says
         self.left_out: dict[str, int] = {}
         self.left_out_examples: dict[str, list[str]] = {}
         self.classes: list[str] = []
@@ -48,6 +49,7 @@ class ImageFolder:
             image_list = read_image_list(train_list, root)  # before the listing, which may take a minute
 
         if image_list is not None and not labelled and image_list.is_of_files_elsewhere():
+            self.source = train_list
             names_of_class = [image_list.files()]
             images_found = count_names(names_of_class[0])
         else:
@@ -67,7 +69,7 @@ class ImageFolder:
             names_of_class = [joined([names for names in names_of_class if names])]
 
         images_of_class = [count_names(names) for names in names_of_class]
-        self.part = ""  # of the images in root, in words; "" if no list or share was given
+        self.part = ""  # of the images in `source`, in words; "" if no list or share was given
         if image_list is not None or label_fraction < 1:
             self.part = part_in_words(images_of_class, images_found, label_fraction, image_list)
         self.labels = np.repeat(np.arange(len(names_of_class), dtype=np.int32), images_of_class)
@@ -142,20 +144,13 @@ class ImageFolder:
         """How many images a list or a share of labels leaves, on one line; "" if there is neither."""
         if not self.part:
             return ""
-        return f"used of {self.root}: {self.part}"
+        return f"used of {self.source}: {self.part}"
 
     def remarks(self) -> list[str]:
         """What a training should say of the folder before it starts."""
         lines = [line for line in (self.left_out_line(), self.part_line()) if line]
-        twin = case_twins(self.classes)
-        if twin:
-            lines.append(f"warning: {self.root}: the class folders {twin} differ by case alone; are they two classes?")
-        mixed = of_two_alphabets(self.classes)
-        if mixed:
-            lines.append(
-                f"warning: {self.root}: the class folder {mixed} has letters of two alphabets, which can look alike; "
-                "is it meant so?"
-            )
+        for sentence in name_warnings(self.root, self.classes):
+            lines.append(f"warning: {sentence}")
         return lines
 
 
@@ -185,19 +180,6 @@ def read_root(root: str) -> Root:
     except OSError as error:
         remedy = "data.data_path (--data-path) must hold train/<class>/ and val/<class>/; scripts/split.py makes both"
         raise UserError(f"{root}: no such image folder ({error.strerror}); {remedy}") from error
-
-
-def training_root(data_path: str) -> str:
-    """Where the images to pretrain on are: in train/ if there is one, else anywhere in the folder.
-
-    Raises: UserError if it has no train/ but a val/, which would be pretrained on.
-    """
-    train = os.path.join(data_path, "train")
-    if os.path.lexists(train) or not os.path.exists(data_path):
-        return train
-    if os.path.lexists(os.path.join(data_path, "val")):
-        raise UserError(f"{data_path}: has val/ and no train/; put the images to train on into {train}/")
-    return data_path
 
 
 def raise_first(problems: list[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from data.decode import decode_image
 from data.folder import ImageFolder
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 DECODED = 8  # images whose pixels are looked at
 SAMPLED = 32  # files whose bytes are looked at
@@ -55,13 +55,21 @@ def spread(folder: ImageFolder, most: int) -> list[str]:
 def check_pixels(folder: ImageFolder, *, needs_detail: bool) -> None:
     """Raise UserError if a few images are all the same, or (where detail is needed) all of a single colour.
 
-    Images that cannot be read are left to the training, which says so.
+    If some of them cannot be read, that is left to the training, which says so. If none can, it is an error here.
     """
     images = []
+    unreadable = []
     for path in spread(folder, DECODED):
-        with contextlib.suppress(UserError):
+        try:
             images.append(decode_image(path))
-    if needs_detail and images and all(is_single_color(image) for image in images):
+        except UserError:
+            unreadable.append(os.path.relpath(path, folder.root))
+    if not images:
+        raise UserError(
+            f"{folder.source}: {len(unreadable)} of its images were looked at, and none can be read "
+            f"({listed(unreadable)}); run scripts/check_data.py, which says why"
+        )
+    if needs_detail and all(is_single_color(image) for image in images):
         raise UserError(
             f"{folder.root}: {len(images)} of its images were looked at, and each is of a single colour, without any "
             "frequency to predict; run scripts/check_data.py and mend the data"

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from data.listing import ENDINGS, FILE, kind_of
 from utils.errors import UserError, printable
 
 SHOWN = 3  # names in an error message
@@ -53,9 +54,10 @@ class ImageList:
         return any(name.startswith((b"/", b"../")) for name in self.names)
 
     def files(self) -> bytes:
-        """The paths of the list, sorted, joined by zero bytes. Raises: UserError if some are no files.
+        """The paths of the list, sorted, joined by zero bytes. Raises: UserError if some are no image files.
 
-        Each folder is read once, which takes less time than to ask for each file.
+        What counts is the ending of the name. Each folder is read once, which takes less time than to ask for each
+        file.
         """
         names_in: dict[bytes, set[bytes]] = {}
         for name in self.names:
@@ -63,10 +65,7 @@ class ImageList:
             names_in.setdefault(folder, set()).add(file_name)
         missing_from = {}
         for folder, names in names_in.items():
-            try:
-                missing_from[folder] = names - set(os.listdir(folder or b"/"))
-            except OSError:
-                missing_from[folder] = names
+            missing_from[folder] = names - images_among(names, folder or b"/")
         found = set()
         for name in self.names:
             folder, _, file_name = os.path.join(os.fsencode(self.root), name).rpartition(b"/")
@@ -114,6 +113,19 @@ def read_image_list(path: str, root: str) -> ImageList:
     if not names:
         raise UserError(f"{given}: names no image; {remedy}")
     return ImageList(path, root, names, doubled=lines - len(names))
+
+
+def images_among(names: set[bytes], folder: bytes) -> set[bytes]:
+    """Those of the names that are files in a folder and end as an image does; none of a folder that cannot be read."""
+    images = set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name in names and entry.name.lower().endswith(ENDINGS) and kind_of(entry) == FILE:
+                    images.add(entry.name)
+    except OSError:
+        return set()
+    return images
 
 
 def shown(names: list[bytes]) -> str:

@@ -9,13 +9,13 @@ from torch import nn
 
 from models.description import class_names, read_description
 from models.hub import HUB, hub_file
-from models.tensor_checks import refuse_dead, refuse_unusable
 from models.trunk import trunk_children
 from utils.config import to_dict
 from utils.distributed import World
 from utils.errors import UserError, printable
 from utils.run.checkpoint import read_checkpoint
 from utils.run.reading import checkpoint_config
+from utils.tensor_checks import refuse_dead, refuse_unusable
 
 OWN = "a checkpoint of this project"
 COINCHEUNG = "a checkpoint of CoinCheung/MFM"

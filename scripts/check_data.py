@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +19,23 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import PretrainConfig
-from data.class_names import check_same_classes, look_alikes, spelled
+from data.class_names import check_same_classes, look_alikes, name_warnings, spelled
 from data.folder import apart, count_names, open_root
-from data.listing import BESIDE, LeftOut, list_images, list_root
+from data.listing import BESIDE, list_images, list_root
+from scripts.check_findings import (
+    BRIGHTNESS,
+    CLASSES,
+    FOLDERS,
+    IN_BOTH,
+    LONGEST_LINE,
+    LOOK_ALIKES,
+    LOOSE,
+    NAMES,
+    NO_CLASSES,
+    ONE_CLASS,
+    Findings,
+    print_findings,
+)
 from scripts.image_checks import ImageCheck
 from utils.config import build, read_yaml
 from utils.console import progress_bar, say
@@ -31,46 +45,10 @@ from utils.files import write_atomically
 from utils.limits import available_cores
 from utils.process import shield_worker
 
-SHOWN = 20  # findings that are printed
-LONGEST_LINE = 1000  # characters; paths are whole
 MEASURED = 2000  # images whose brightness is compared with a config
-SMALL = 5  # images; a class of fewer is noted
+SMALL = 5  # images; classes of fewer are listed
 FAR_MEAN = 0.5  # of a standard deviation
 FAR_STD = 1.5  # times
-
-# Kinds of findings, beside those of scripts/image_checks.py and data/listing.py.
-FOLDERS = "folders, links and names to mend"
-CLASSES = "classes that train and val do not share"
-FEW_IMAGES = "classes with one image or none"
-SMALL_CLASS = "in a class of fewer than 5"
-ONE_CLASS = "one class only"
-NO_CLASSES = "no class folders"
-IN_BOTH = "images of train that are in val too"
-BRIGHTNESS = "brightness unlike the config's"
-
-
-@dataclass
-class Findings:
-    """What is wrong, and what may surprise."""
-
-    lines: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)  # by kind; what is left out has more than lines
-    examples: dict[str, str] = field(default_factory=dict)  # the first line of each kind
-    notes: dict[str, list[str]] = field(default_factory=dict)  # note -> what it is true of
-
-    def add(self, kind: str, line: str) -> None:
-        self.lines.append(line)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        self.examples.setdefault(kind, line)
-
-    def add_left_out(self, root: str, left_out: LeftOut) -> None:
-        for kind, examples in left_out.examples.items():
-            for path in examples:
-                self.add(kind, f"{os.path.join(root, path)}: left out ({kind})")
-            self.counts[kind] += left_out.counts[kind] - len(examples)
-
-    def total(self) -> int:
-        return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
@@ -82,10 +60,13 @@ class Split:
     paths: list[str]
 
 
-def list_split(root: str, findings: Findings) -> Split:
+def list_split(root: str, is_labelled: bool, findings: Findings) -> Split:
     """What training will find in a folder, and more, since nothing here ends the listing.
 
     Images beside the class folders are in the list, since pretraining uses them.
+
+    Args:
+        is_labelled: there are train and val, so the folders are classes to learn; else any folder will do.
     Raises: UserError if the folder cannot be read or has no image and no class folder, or is val and has none.
     """
     try:
@@ -94,24 +75,29 @@ def list_split(root: str, findings: Findings) -> Split:
         open_root(root)  # raises the error that training ends with
         raise
     listing = list_images(root, found.classes)
-    for problem in sorted(found.problems + listing.problems) + look_alikes(root, found.classes):
+    for problem in sorted(found.problems + listing.problems):
         findings.add(FOLDERS, problem)
-    if not found.classes and found.images:
-        found.left_out.remove(BESIDE)  # there is nothing that they are beside
+    for sentence in look_alikes(root, found.classes):
+        if is_labelled:
+            findings.add(FOLDERS, sentence)
+        else:
+            findings.note(LOOK_ALIKES, sentence)
+    loose = [os.path.join(root, os.fsdecode(name)) for name in sorted(found.images)]
+    if loose and not (is_labelled and found.classes):
+        found.left_out.remove(BESIDE)  # pretraining uses them
+        if found.classes:
+            findings.notes[LOOSE] = loose
     for left_out in (found.left_out, listing.left_out):
         findings.add_left_out(root, left_out)
     is_val = os.path.basename(root) == "val"
     if not found.classes and not found.problems and (is_val or not found.images):
         open_root(root)
-    paths = [os.path.join(root, os.fsdecode(name)) for name in sorted(found.images)]
+    paths = list(loose)
     for class_name, names in zip(found.classes, listing.names_of_class, strict=True):
         images = count_names(names)
-        if images < 2:
-            findings.add(FEW_IMAGES, f"{os.path.join(root, spelled(class_name))}: this class has {images} images")
-        of_class = [os.path.join(root, os.fsdecode(name)) for name in apart(names)]
-        if 1 < images < SMALL and not is_val:
-            findings.notes.setdefault(SMALL_CLASS, []).extend(of_class)
-        paths += of_class
+        if images < SMALL:
+            findings.add_small_class(os.path.join(root, spelled(class_name)), images, is_labelled)
+        paths += [os.path.join(root, os.fsdecode(name)) for name in apart(names)]
     return Split(root, found.classes, paths)
 
 
@@ -122,7 +108,7 @@ def list_splits(root: Path, findings: Findings) -> list[Split]:
     errors = []
     for folder in roots or [root]:
         try:
-            splits.append(list_split(str(folder), findings))
+            splits.append(list_split(str(folder), is_labelled=len(roots) == 2, findings=findings))
         except UserError as error:
             errors.append(f"{error}; no image of {folder} was checked")
     if not splits:
@@ -141,8 +127,10 @@ def check_classes(splits: list[Split], findings: Findings) -> None:
         if len(splits) == 2:
             findings.add(NO_CLASSES, sentence)
         else:
-            findings.notes[NO_CLASSES] = [train.root]
+            findings.note(NO_CLASSES, sentence)
         return
+    for sentence in name_warnings(train.root, train.classes):
+        findings.note(NAMES, sentence)
     if len(splits) == 2:
         try:
             check_same_classes(splits[1].root, splits[1].classes, train.classes)
@@ -155,7 +143,7 @@ def check_classes(splits: list[Split], findings: Findings) -> None:
         if len(splits) == 2:
             findings.add(ONE_CLASS, sentence)
         else:
-            findings.notes[ONE_CLASS] = [train.root]
+            findings.note(ONE_CLASS, sentence)
 
 
 def sizes_in_both(splits: list[Split]) -> frozenset[int]:
@@ -189,7 +177,7 @@ def check_images(splits: list[Split], check: ImageCheck, workers: int, findings:
             for kind, line in checked.findings.items():
                 findings.add(kind, line)
             for note in checked.notes:
-                findings.notes.setdefault(note, []).append(path)
+                findings.note(note, path)
             if checked.digest and number not in in_train:
                 path_in_val[checked.digest] = path
             elif checked.digest in path_in_val:
@@ -225,24 +213,6 @@ def compare_brightness(brightness: torch.Tensor, path: str, findings: Findings) 
 
 def three(values: torch.Tensor) -> str:
     return " ".join(f"{value:.3f}" for value in values.tolist())
-
-
-def print_findings(findings: Findings, has_report: bool) -> None:
-    """The first findings, an example for each kind of note, and a table of all kinds."""
-    for line in findings.lines[:SHOWN]:
-        say(printable(line, most=LONGEST_LINE))
-    if findings.total() > SHOWN:
-        more = f"… and {findings.total() - SHOWN} more"
-        if not has_report:
-            more += "; --report FILE writes them too"
-        say(more)
-    for note, paths in sorted(findings.notes.items()):
-        say(printable(f"note: {len(paths)} images: {note}, as {paths[0]}", most=LONGEST_LINE))
-    if findings.counts:
-        say("| count | finding | as |\n|---|---|---|")
-    for kind, count in findings.counts.items():
-        example = printable(findings.examples[kind].partition(": ")[0], most=LONGEST_LINE)
-        say(f"| {count} | {kind} | {example} |")
 
 
 def main(argv: list[str]) -> int:

@@ -29,7 +29,7 @@ from data.loader import batch_loader
 from data.samples import ListedSamples
 from models.normalize import Normalizer, unit_float
 from utils.config import OVERRIDE, keys_given, parse_command_line
-from utils.console import progress_bar, say
+from utils.console import fitted, progress_bar, say
 from utils.distributed import join, run_entry
 from utils.errors import UserError, printable
 from utils.files import write_atomically
@@ -68,7 +68,7 @@ class Prediction:
 
 
 def images_in(places: list[str]) -> list[str]:
-    """Image files that are named, that lie in folders that are named, or that a .txt file lists, a path a line.
+    """Image files that are named, that lie in folders that are named, or that a .txt file lists, one path per line.
 
     A folder is listed as training does, and what is left out of it is said. What is named but missing is kept: it is
     reported as unreadable.
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> int:
         epilog="section.key=value can override the checkpoint's sizes, crop, interpolation and class names.",
     )
     parser.add_argument("checkpoint", help="of finetune.py, of others, or torchvision:IMAGENET1K_V2")
-    parser.add_argument("images", nargs="+", help="image files, folders of them, .txt files with a path a line")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, .txt files with one path per line")
     parser.add_argument("--top", type=int, default=5, help="classes to show for an image (5)")
     parser.add_argument("--csv", type=Path, help="write a table here instead of printing it")
     overrides = [word for word in argv if OVERRIDE.match(word) and not os.path.exists(word)]
@@ -208,7 +208,7 @@ def main(argv: list[str]) -> int:
     world = join(config.run.device, config.run.timeout_minutes)
     classifier = read_classifier(config, keys_given(FinetuneConfig, words), world, unnamed="outputs, numbered from 0")
     for line in report_lines(classifier):
-        say(line)
+        say(fitted(line))
 
     predicted = []
     for prediction in predictions(classifier, images_in(arguments.images), arguments.top, world.device):

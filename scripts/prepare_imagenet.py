@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError, first_line
+from utils.files import make_link
 
 IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 CLASS = re.compile(r"n\d{8}")
@@ -111,7 +112,9 @@ def write_links(flat: Path, target: Path, classes: list[str]) -> None:
     for name in sorted(set(classes)):
         (unfinished / name).mkdir(parents=True)
     for number, name in enumerate(progress_bar(classes, desc="linking", unit="image"), start=1):
-        (unfinished / name / image_name(number)).symlink_to(os.path.abspath(flat / image_name(number)))
+        image = image_name(number)
+        remedy = "give a target on a file system that has them"
+        make_link(unfinished / name / image, os.path.abspath(flat / image), remedy)
     if target.is_dir():
         target.rmdir()
     unfinished.rename(target)

@@ -1,6 +1,6 @@
 """How a classifier does beyond its own val: sets with a part of its classes, corrupted images, attacks.
 
-python scripts/robustness.py CHECKPOINT --sets imagenet-a imagenet-r imagenetv2 sketch     # one folder a class in each
+python scripts/robustness.py CHECKPOINT --sets imagenet-a imagenet-r imagenetv2 sketch     # one folder per class
 python scripts/robustness.py CHECKPOINT --corruptions imagenet-c                           # corruption/severity/class
 python scripts/robustness.py CHECKPOINT --attacks imagenet/val --figure robustness.png
 torchrun --standalone --nproc_per_node=8 scripts/robustness.py CHECKPOINT --corruptions imagenet-c
@@ -27,6 +27,7 @@ from models.classifier import ResizedViews
 from models.normalize import Normalizer
 from scripts.robustness_figure import robustness_figure
 from utils.config import OVERRIDE, keys_given, parse_command_line
+from utils.console import fitted
 from utils.distributed import run_entry
 from utils.errors import UserError
 from utils.figures import save
@@ -73,7 +74,7 @@ class Robustness:
         """Over the classes that have a folder in root, at the first resize size."""
         folder, scored = self.open(root)
         if scored.line:
-            self.job.say(scored.line)
+            self.job.say(fitted(scored.line))
         one_size = replace(self.config.data, val_resize_size=self.config.data.val_resize_size[:1])
         config = replace(self.config, data=one_size)
         [row] = evaluate_model(config, self.job, scored.network, folder, self.classifier.weights_name)
@@ -175,10 +176,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("checkpoint", help="of finetune.py, of others, or torchvision:IMAGENET1K_V2")
     parser.add_argument(
-        "--sets", nargs="+", default=[], help="folders with one folder a class, of a part of the classes"
+        "--sets", nargs="+", default=[], help="folders with one folder per class, of a part of the classes"
     )
     parser.add_argument("--corruptions", help="a folder corruption/severity/class, as ImageNet-C's")
-    parser.add_argument("--attacks", help="a folder with one folder a class: FGSM and PGD on its images")
+    parser.add_argument("--attacks", help="a folder with one folder per class: FGSM and PGD on its images")
     parser.add_argument("--figure", type=Path, help="draw the results (PNG, PDF, SVG)")
     overrides = [word for word in argv if OVERRIDE.match(word) and not os.path.exists(word)]
     arguments = parser.parse_args([word for word in argv if word not in overrides])
@@ -190,7 +191,7 @@ def main(argv: list[str]) -> int:
     job.check_files_agree({}, arguments.checkpoint)
     classifier = read_classifier(config, given, job.world)
     for line in classifier.report:
-        job.say(line)
+        job.say(fitted(line))
 
     robustness = Robustness(classifier, job)
     for root in arguments.sets:

@@ -16,17 +16,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.class_names import abbreviate
 from data.folder import ImageFolder
+from data.listing import list_root
 from data.shares import label_share
-from utils.console import progress_bar, say
+from utils.console import fitted, progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError
+from utils.files import make_link
 
 PARTS = ("train", "val")
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a folder with one folder a class")
+    parser.add_argument("source", type=Path, help="a folder with one folder per class")
     parser.add_argument("target", type=Path, help="a new or empty folder for train/ and val/")
     parser.add_argument("--val-share", type=float, default=0.2, help="share of each class for val (default: 0.2)")
     parser.add_argument("--copy", action="store_true", help="copy the files in place of linking them")
@@ -35,18 +37,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--val-share {arguments.val_share:g}: must be above 0 and below 1")
     check_target(arguments.source, arguments.target)
     folder = ImageFolder(str(arguments.source))
-    if set(folder.classes) <= set(PARTS):
-        raise UserError(
-            f"{arguments.source}: has {' and '.join(folder.classes)} in it already; give the folder that holds the "
-            f"classes, such as {arguments.source / folder.classes[0]}"
-        )
+    refuse_parts(arguments.source, folder.classes)
     if folder.left_out:
-        say(folder.left_out_line())
+        say(fitted(folder.left_out_line()))
     names = [os.path.relpath(folder.path(index), folder.root) for index in range(len(folder))]
     names_in_val = chosen_for_val(folder, names, arguments.val_share)
     write_parts(arguments.source, arguments.target, names, names_in_val, arguments.copy)
     for line in summary(folder, names, names_in_val, arguments.target):
-        say(line)
+        say(fitted(line))
     return 0
 
 
@@ -58,6 +56,25 @@ def check_target(source: Path, target: Path) -> None:
         raise UserError(f"{target}: is not empty; give a new folder, or remove what is in it")
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{target}: lies in {source}, where it would be taken for a class; give a folder beside it")
+
+
+def refuse_parts(source: Path, classes: list[str]) -> None:
+    """Raises: UserError if the source is a data set that was split before, whose parts would be taken for classes."""
+    parts = [name for name in classes if name.lower() in PARTS]
+    if not parts:
+        return
+    if set(classes) <= set(PARTS):
+        raise UserError(
+            f"{source}: has {' and '.join(classes)} in it already; give the folder that holds the classes, such as "
+            f"{source / classes[0]}"
+        )
+    for name in parts:
+        classes_inside = list_root(str(source / name)).classes
+        if classes_inside:
+            raise UserError(
+                f"{source}: its folder {name} holds class folders itself ({abbreviate(classes_inside)}); give that "
+                f"one, {source / name}, or rename it if it is a class"
+            )
 
 
 def chosen_for_val(folder: ImageFolder, names: list[str], share: float) -> set[str]:
@@ -86,7 +103,7 @@ def write_parts(source: Path, target: Path, names: list[str], names_in_val: set[
         if copy:
             shutil.copy2(source / name, path)
         else:
-            path.symlink_to(os.path.abspath(source / name))
+            make_link(path, os.path.abspath(source / name), "copy the images with --copy")
     if target.is_dir():
         target.rmdir()
     unfinished.rename(target)

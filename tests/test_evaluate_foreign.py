@@ -72,7 +72,8 @@ def write_timm(trained: Trained, folder: Path) -> Path:
 def test_files_of_others_give_the_scores_of_the_same_weights_of_ours(write, use_ema, trained, tmp_path, capsys):
     path, ema = write(trained, tmp_path), f"run.use_ema={str(use_ema).lower()}"
     expected = evaluated(trained, trained.checkpoint, tmp_path / "ours", ema, *OTHER)  # ours tells its normalisation
-    assert "normalisation: data.mean [0.4, 0.4, 0.4], data.std [0.2, 0.2, 0.2], the file's" in capsys.readouterr().out
+    printed = in_one_line(capsys.readouterr().out)
+    assert "normalisation: data.mean [0.4, 0.4, 0.4], data.std [0.2, 0.2, 0.2], the file's" in printed
     known = write is write_coincheung
     rows = evaluated(trained, path, tmp_path / "theirs", ema, *(OTHER if known else COINCHEUNGS))
     printed = in_one_line(capsys.readouterr().out)

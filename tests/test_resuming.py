@@ -12,7 +12,7 @@ import torch
 
 from tests.support.comparing import assert_same_state, log_lines
 from tests.support.helpers import data_set, image_folder
-from tests.support.launch import FINETUNE, PRETRAIN, finetune, overriding, pretrain
+from tests.support.launch import FINETUNE, PRETRAIN, finetune, in_one_line, overriding, pretrain
 from utils.errors import UserError
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 
@@ -77,7 +77,7 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_image(
     words = ["--epochs", "4", "--batch-size", batch_size, "train.images_per_device=4", "checkpoint.keep=99"]
     capsys.readouterr()
     run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto", "--allow-config-change")
-    printed = capsys.readouterr().out
+    printed = in_one_line(capsys.readouterr().out)
     rate = 1e-3 * (1 + math.cos(math.pi * 3 / 4)) / 2
     meaning = f"step 9 of 8 images is step {step} of {batch_size} images, epoch 3, learning rate {rate:.3g}"
     assert meaning in printed
@@ -227,3 +227,17 @@ def test_a_checkpoint_that_was_set_aside_is_told_as_such_on_a_requeue(even_image
     with pytest.raises(UserError, match=r"step_00000009\.pt: set aside, .* continue with --resume auto"):
         run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", str(checkpoint))
     assert run(pretrain, PRETRAIN, even_images, tmp_path, *words, "--resume", "auto") == 0
+
+
+def test_a_checkpoint_with_nan_is_refused_and_an_older_one_goes_on(even_images, four_epochs, tmp_path):
+    copy_until(9, four_epochs, tmp_path)
+    newest = tmp_path / "checkpoints/step_00000009.pt"
+    spoilt = read_checkpoint(newest)
+    name = next(name for name in spoilt["model"] if name.endswith("bn1.running_var"))
+    spoilt["model"][name][0] = float("nan")
+    torch.save(spoilt, newest)
+    with pytest.raises(UserError, match=rf"step_00000009\.pt: model\.{name} holds 1 of 64 .* \(--resume PATH\)"):
+        run(pretrain, PRETRAIN, even_images, tmp_path, "--epochs", "4", "--resume", "auto")
+    older = str(tmp_path / "checkpoints/step_00000008.pt")
+    assert run(pretrain, PRETRAIN, even_images, tmp_path, "--epochs", "4", "--resume", older) == 0
+    assert_same_state(tmp_path / "checkpoints/last.pt", four_epochs / "checkpoints/last.pt")

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from utils import launcher
+from utils import launcher, restart
 from utils.console import LossyStream, fitted, remove_bars, say, say_from_signal_handler, secure_console
 from utils.devices import choose_device, unused_gpus
 from utils.errors import UserError, first_line
@@ -27,6 +27,7 @@ from utils.process import EXIT_REQUEUE, STOP_SIGNALS, StopRequest, die_with_pare
 
 SECONDS_TO_NOTICE = 5  # that a job has failed; healthy ranks take one or two
 SECONDS_TO_BE_ENDED = 2  # by torchrun, once another rank has failed
+EXIT_KEYBOARD = 128 + signal.SIGINT  # 130, as of a program that Ctrl-C has ended
 # NCCL's watchdog ends a process and does not say which rank hangs. Gloo, which every step uses too, is to come first.
 NCCL_WAITS_LONGER = timedelta(minutes=2)
 
@@ -184,7 +185,10 @@ def exit_at_once(_number: int, _frame: types.FrameType | None) -> None:
     """Signal handler outside the training loop (start-up, evaluation): nothing has to be saved, so exit at once."""
     ended_by_torchrun = launcher.another_rank_failed() or launcher.another_rank_is_gone()
     if not ended_by_torchrun:
-        say_from_signal_handler("stopped on request, outside of training steps; continue with --resume auto")
+        message = "stopped on request"
+        if restart.is_training:
+            message += ", outside of training steps; continue with --resume auto"
+        say_from_signal_handler(message)
     os._exit(EXIT_REQUEUE)
 
 
@@ -206,13 +210,22 @@ def run_entry(main: Callable[[list[str]], int], argv: list[str], output_is_resul
             dist.barrier()  # if a rank ended first, torchrun would end one that is still writing
             dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGTERM) == exit_at_once:
-            exit_at_once(signal.SIGINT, None)
+        if isinstance(error, KeyboardInterrupt):
+            end_by_keyboard()
         end_with(error)
     if output_is_result and LossyStream.failure:
         say(f"error: not everything could be printed ({LossyStream.failure})", to_stderr=True)
         code = code or 2
     sys.exit(code)
+
+
+def end_by_keyboard() -> None:
+    """End this process after a Ctrl-C: a rank as after other requests to stop, any other program as shells expect."""
+    if signal.getsignal(signal.SIGTERM) == exit_at_once:
+        exit_at_once(signal.SIGINT, None)
+    remove_bars()
+    say("stopped by Ctrl-C", to_stderr=True)
+    os._exit(EXIT_KEYBOARD)
 
 
 def end_with(error: BaseException) -> None:
@@ -260,23 +273,23 @@ def explain(error: BaseException) -> str | None:
     if re.search("Too many open files|ancdata", text):
         return (
             f"too many open files (at most {open_file_limit()} here); raise the limit (ulimit -Hn; docker: --ulimit "
-            "nofile=65536), or lower data.workers; go on with --resume auto"
+            f"nofile=65536), or lower data.workers; {restart.remedy()}"
         )
     if re.search(r"/dev/shm|</torch_|shared memory\(shm\)|out of shared memory", text):
         return (
             f"/dev/shm, through which loader workers hand over their batches, has {free_shared_memory()} MiB free and "
             "cannot take one; give a container more (docker: --shm-size=16g or --ipc=host), or lower data.workers; "
-            "go on with --resume auto"
+            f"{restart.remedy()}"
         )
     if re.search(r"DataLoader worker \(pid|DataLoader timed out", text):
         return (
             f"a loader worker ended or hangs ({first_line(error)[:80]}). The kernel kills one if memory runs out: "
-            "lower data.workers; go on with --resume auto"
+            f"lower data.workers; {restart.remedy()}"
         )
     if half_written := re.search(r"(/\S+\.so): file too short", text):
         return (
             f"{half_written[1]}: a half-written library in torch.compile's cache, as of a compilation that was killed; "
-            "remove it, and go on with --resume auto"
+            f"remove it, and {restart.remedy()}"
         )
     refusal = refusal_of_system(error)
     if refusal:
@@ -307,4 +320,4 @@ def why_ranks_do_not_answer(job: RankStore, symptom: str) -> str:
         reason = "the ranks lost each other"
         if silent:
             reason = f"{', '.join(silent)} did not answer"
-    return f"{reason} ({symptom}); go on with --resume auto"
+    return f"{reason} ({symptom}); {restart.remedy()}"

@@ -7,10 +7,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.errors import UserError
+
 # What file systems answer that cannot flush a folder, or let nobody open one (SMB, exFAT, several FUSE mounts).
 CANNOT_FLUSH_FOLDERS = frozenset(
     (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
 )
+
+
+# What file systems answer that have no symbolic links.
+NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+
+
+def make_link(link: Path, target: str, remedy: str) -> None:
+    """Make a symbolic link to `target`.
+
+    Args:
+        remedy: what to do where the file system has no such links.
+    Raises: UserError there, with the remedy; OSError if something else is wrong.
+    """
+    try:
+        link.symlink_to(target)
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            raise UserError(f"{link}: no symbolic link can be made there ({error.strerror}); {remedy}") from error
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from utils import restart
 from utils.errors import UserError
 from utils.files import free_space
 
@@ -184,7 +185,7 @@ def refusal_of_system(error: BaseException) -> str | None:
         return "no more threads are allowed; raise the limit (ulimit -u; docker: --pids-limit), or lower data.workers"
     if not isinstance(error, OSError) or not error.errno:
         return None
-    remedy = "fix this and rerun with --resume auto"
+    remedy = f"fix this, then {restart.remedy()}"
     if not error.filename:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{error.strerror} (errno {error.errno}, in {os.path.basename(frame.filename)}: {frame.line}); {remedy}"

@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from utils import restart
 from utils.errors import first_line
 
 GPU_MEMORY = (
@@ -43,8 +44,8 @@ def gpu_memory(symptom: str) -> str:
 def machine_memory(symptom: str) -> str:
     return (
         f"the machine's memory ran out ({symptom}). Lower data.workers, whose batches lie in it (on a CPU "
-        "train.images_per_device or data.val_batch_size too), or raise the limit (ulimit -v; docker: --memory); go on "
-        "with --resume auto"
+        "train.images_per_device or data.val_batch_size too), or raise the limit (ulimit -v; docker: --memory); "
+        f"{restart.remedy()}"
     )
 
 

@@ -22,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models.tensor_checks import refuse_unusable
 from models.weights import weights_of
 from scripts.study.read_runs import read_results
 from scripts.study.statistics_of_runs import describe, unit_means
@@ -33,6 +32,7 @@ from utils.errors import UserError
 from utils.figures import UnitScores
 from utils.run.checkpoint import read_checkpoint
 from utils.run.reading import RunFolder, read_run
+from utils.tensor_checks import refuse_unusable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -264,7 +264,16 @@ def test_classes_that_differ_by_case_alone_are_told(tmp_path):
 
 
 def test_a_class_with_letters_of_two_alphabets_is_told_with_its_code_points(tmp_path):
-    """Latin "cat" beside one with a Cyrillic letter; a name of one alphabet, with digits and accents, is none."""
-    root = image_folder(tmp_path / "one", ("cat", "c\u0430t", "\u043a\u043e\u0442 2", "K\u00f6ln_1"))
+    """Latin "cat" with a Cyrillic letter; a name of one alphabet, with digits and accents, is none."""
+    root = image_folder(tmp_path / "one", ("dog", "c\u0430t", "\u043a\u043e\u0442 2", "K\u00f6ln_1"))
     [line] = ImageFolder(str(root)).remarks()
     assert "the class folder c\u0430t [U+0430] has letters of two alphabets" in line
+
+
+def test_classes_that_look_alike_in_two_alphabets_are_told_and_used(tmp_path):
+    """A data set of characters may have them, so it is no error. Names that differ in their looks are not told."""
+    root = image_folder(tmp_path / "one", ("coc", "\u0441\u043e\u0441", "\u043a\u043e\u0442", "kot"))
+    folder = ImageFolder(str(root))
+    [line] = folder.remarks()
+    assert line.startswith(f"warning: {root}: the class folders coc and \u0441\u043e\u0441 [U+0441 U+043E U+0441] look")
+    assert len(folder.classes) == 4

@@ -73,11 +73,18 @@ def test_images_that_are_all_the_same_are_refused(is_flat, tmp_path):
         check_pixels(ImageFolder(str(tmp_path)), needs_detail=False)
 
 
-def test_unreadable_images_are_left_to_the_training(tmp_path):
-    image_folder(tmp_path)
-    for path in tmp_path.rglob("*.png"):
+@pytest.mark.parametrize("needs_detail", [True, False])
+def test_images_of_which_none_can_be_read_are_refused_and_a_few_are_left_to_the_training(needs_detail, tmp_path):
+    image_folder(tmp_path, per_class=8)
+    images = sorted(tmp_path.rglob("*.png"))
+    for path in images[1:]:
         path.write_bytes(b"broken")
-    check_pixels(ImageFolder(str(tmp_path)), needs_detail=True)
+    check_pixels(ImageFolder(str(tmp_path)), needs_detail=needs_detail)
+    images[0].write_bytes(b"broken")
+    with pytest.raises(UserError) as raised:
+        check_pixels(ImageFolder(str(tmp_path)), needs_detail=needs_detail)
+    names = "; ".join(f"{name}/{number}.png" for name in ("ant", "bee") for number in (0, 2, 4, 6))
+    assert f"8 of its images were looked at, and none can be read ({names}); run" in str(raised.value)
 
 
 @pytest.mark.parametrize("way", ["link", "copy", "class_link", "hard_links"])

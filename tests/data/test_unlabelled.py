@@ -8,8 +8,9 @@ import tracemalloc
 import pytest
 
 from data import folder as folder_module
-from data.folder import ImageFolder, check_labels, training_root
+from data.folder import ImageFolder, check_labels
 from data.listing import Listing, Root
+from data.parts import images_beside_train, training_root
 from tests.data.test_folder import touch
 from tests.support.helpers import image_folder
 from tests.support.launch import PRETRAIN, in_one_line, pretrain, small_run
@@ -101,6 +102,45 @@ def test_images_are_looked_for_in_train_if_there_is_one(tmp_path):
         ImageFolder(training_root(str(tmp_path / "nowhere")), labelled=False)
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["holiday/2.jpg", "3.jpg"], "beside it lie 1 image and images in holiday. Move into"),
+        (["a/deep/er/2.JPG"], "beside it lie images in a. Move into"),
+        (["3.jpg", "4.jpg", ".hidden/1.jpg"], "beside it lie 2 images. Move into"),
+        ([f"{name}/1.jpg" for name in "abcde"], "beside it lie images in a, b, c and 2 more. Move into"),
+        (["val/1.jpg", "Test/1.jpg", "labels/a.txt", "empty/deep/a.csv", "notes.txt", ".trash/1.jpg"], None),
+    ],
+)
+def test_images_beside_train_are_told(tmp_path, names, words):
+    root = touch(tmp_path / "photos", "train/1.jpg", *names)
+    warning = images_beside_train(root, training_root(root))
+    if words is None:
+        assert warning is None
+    else:
+        assert warning.startswith(f"warning: {root}: only {root}/train is read; {words}")
+
+
+def test_nothing_lies_beside_what_is_read_without_a_train(tmp_path):
+    root = touch(tmp_path / "photos", "train/1.jpg", "2.jpg")
+    assert images_beside_train(f"{root}/train", training_root(f"{root}/train")) is None
+    assert images_beside_train(root, "names.txt") is None  # a list of files elsewhere
+    root = touch(tmp_path / "mine", "1.jpg", "a/2.jpg")
+    assert images_beside_train(root, training_root(root)) is None
+
+
+def test_a_long_search_for_images_beside_train_is_not_made(tmp_path):
+    root = touch(tmp_path, "train/1.jpg", *[f"annotations/{number:03}/a.xml" for number in range(40)])
+    assert images_beside_train(root, training_root(root)) is None
+    touch(tmp_path, "annotations/000/deep/1.jpg")
+    reads = []
+    real = os.scandir
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "scandir", lambda path: reads.append(path) or real(path))
+        images_beside_train(root, training_root(root))
+    assert len(reads) == 1 + 20  # the first one is that of the data set
+
+
 def test_a_list_may_name_files_anywhere(tmp_path):
     root = touch(tmp_path / "mine", "1.png", "a/2.png")
     touch(tmp_path / "other disk", "3.png", "b/4.png")
@@ -110,11 +150,29 @@ def test_a_list_may_name_files_anywhere(tmp_path):
     folder = ImageFolder(root, train_list=str(path), labelled=False)
     found = {os.path.realpath(folder.path(index)) for index in range(len(folder))}
     assert found == {os.path.realpath(os.path.join(root, name)) for name in elsewhere} and len(folder) == 4
+    assert folder.part_line().startswith(f"used of {path}: 4 of 4 images") and folder.source == str(path)
     path.write_text("\n".join([*elsewhere, "/no/5.png", str(tmp_path / "other disk/6.png")]))
+    assert ImageFolder(root, labelled=False).source == root
     with pytest.raises(UserError, match=r"2 of its 6 names are no image in .*: /no/5\.png, .*/6\.png"):
         ImageFolder(root, train_list=str(path), labelled=False)
     path.write_text("\n".join([str(tmp_path / "mine/a/2.png"), "1.png"]))
     assert names_of(root, train_list=str(path)) == ["1.png", "a/2.png"]
+
+
+def test_a_list_of_files_elsewhere_takes_images_alone(tmp_path):
+    root = touch(tmp_path / "photos/train", "1.png")
+    touch(tmp_path / "x", "a.jpg", "b.JPEG", "notes.txt", "sub/c.png", "thumbs.png/d.png", "noending")
+    (tmp_path / "x/link.jpg").symlink_to("a.jpg")
+    (tmp_path / "x/broken.jpg").symlink_to("nowhere")
+    images = ["a.jpg", "b.JPEG", "link.jpg", "sub/c.png", "thumbs.png/d.png"]
+    others = ["notes.txt", "sub", "thumbs.png", "noending", "broken.jpg"]
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(str(tmp_path / "x" / name) for name in images))
+    assert len(ImageFolder(root, train_list=str(path), labelled=False)) == len(images)
+    for name in others:
+        path.write_text("\n".join(str(tmp_path / "x" / line) for line in [*images, name]))
+        with pytest.raises(UserError, match=rf"1 of its 6 names are no image in .*/x/{name}; is it the list of"):
+            ImageFolder(root, train_list=str(path), labelled=False)
 
 
 @pytest.mark.process
@@ -124,7 +182,7 @@ def test_a_pretraining_of_a_flat_folder_says_how_it_read_it(tmp_path, capsys):
     (images / "notes.txt").touch()
     assert pretrain(small_run(PRETRAIN, images, tmp_path / "run")) == 0
     printed = in_one_line(capsys.readouterr().out)
-    assert "images train 9; no classes used" in printed
+    assert f"images train 9 from {images}; no classes used" in printed
     assert f"left out of {images}: 1 other endings (notes.txt)" in printed
 
 

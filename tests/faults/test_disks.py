@@ -133,7 +133,7 @@ def test_what_a_disk_refuses_is_named_whatever_file_it_is(tmp_path):
     path = tmp_path / "result.json"
     name, explanation = in_another_process(write_beyond_the_limit, path)
     assert name == str(path)
-    assert explanation.startswith(f"{path}: File too large") and "--resume auto" in explanation
+    assert explanation.startswith(f"{path}: File too large") and "fix this, then" in explanation
     assert not [*tmp_path.iterdir()]
 
 

@@ -41,5 +41,5 @@ def test_a_worker_that_hangs_is_named_within_the_timeout_and_does_not_stay_behin
     assert code == 2, printed
     assert "batch 0" in printed and "batch 1" not in printed
     assert re.search(r"error: a loader worker .*hangs \(DataLoader timed out after 6(\.0)? seconds\)", printed), printed
-    assert "data.workers" in printed and "--resume auto" in printed
+    assert "data.workers" in printed and "start it again" in printed
     wait_until_nothing_is_left(tmp_path)

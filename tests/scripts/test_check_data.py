@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import check_data, image_checks
+from scripts import check_data, check_findings, image_checks
 from scripts.image_checks import ImageCheck
 from tests.support.helpers import image_folder
 from utils.errors import UserError
@@ -40,8 +40,8 @@ def images(tmp_path: Path) -> Path:
 def test_a_sound_data_set_has_no_findings(images, capsys):
     assert check_data.main([str(images), "--workers", "2"]) == 0
     assert capsys.readouterr().out.strip().endswith("train, " + str(images / "val") + ": 0 findings")
-    assert check_data.main([str(images / "val"), "--workers", "1"]) == 0
-    assert capsys.readouterr().out.startswith("4 images in ")
+    assert check_data.main([str(images / "train"), "--workers", "1"]) == 0
+    assert capsys.readouterr().out.startswith("16 images in ")
 
 
 def test_every_bad_image_is_found_and_named_and_no_other(images, tmp_path, capsys):
@@ -56,11 +56,11 @@ def test_every_bad_image_is_found_and_named_and_no_other(images, tmp_path, capsy
     assert {finding.partition(": ")[0] for finding in report["findings"]} == sentences.keys()
     for finding in report["findings"]:
         assert sentences[finding.partition(": ")[0]] in finding and finding in printed
-    assert report["notes"] == {}
+    assert report["notes"].keys() == {check_findings.SMALL_CLASS}
 
 
 def test_only_the_first_findings_are_printed_and_all_are_counted(images, monkeypatch, capsys):
-    monkeypatch.setattr(check_data, "SHOWN", 3)
+    monkeypatch.setattr(check_findings, "SHOWN", 3)
     for path in (images / "train/ant").iterdir():
         path.write_bytes(b"")
     assert check_data.main([str(images), "--workers", "1"]) == 1
@@ -168,7 +168,7 @@ TROUBLES = {  # what is done to train -> the kind of finding, and what it is fou
     lambda train: os.mkfifo(train / "bee/9.png"): (check_data.FOLDERS, "train/bee/9.png"),
     lambda train: (train.parent / "val/bee").rename(train.parent / "val/wasp"): (check_data.CLASSES, "val"),
     look_alikes: (check_data.FOLDERS, "train"),
-    a_class_of_one_image: (check_data.FEW_IMAGES, "train/cat"),
+    a_class_of_one_image: (check_findings.FEW_IMAGES, "train/cat"),
     one_class: (check_data.ONE_CLASS, "train"),
     copy_to_val: (check_data.IN_BOTH, "train/ant/3.png"),
     zero_the_middle: (image_checks.DAMAGED, "train/ant/damaged.jpg"),
@@ -187,8 +187,10 @@ def test_every_trouble_is_found_named_and_counted(images, tmp_path, capsys, trou
     of_both_splits = trouble is look_alikes
     assert report["counts"] == {kind: 2 if of_both_splits else 1}
     assert report["findings"][0].startswith(f"{images / place}: ")
-    out = capsys.readouterr().out
-    assert f"| {report['counts'][kind]} | {kind} | {images / place} |" in out
+    example = str(images / place)
+    if kind == check_findings.FEW_IMAGES:
+        example += ": 1"
+    assert f"| {report['counts'][kind]} | {kind} | {example} |" in capsys.readouterr().out
 
 
 def test_more_is_counted_than_is_listed(images, tmp_path):
@@ -208,7 +210,7 @@ def test_images_of_a_data_set_with_problems_are_checked_all_the_same(images, tmp
 def test_one_class_is_enough_for_pretraining(tmp_path, capsys):
     image_folder(tmp_path / "images/train", ("all",))
     assert check_data.main([str(tmp_path / "images"), "--workers", "1"]) == 0
-    assert "note: 1 images: one class only" in capsys.readouterr().out
+    assert f"note: {tmp_path / 'images/train'}: has the one class all: pretraining can" in capsys.readouterr().out
 
 
 def test_a_folder_without_classes_is_checked_for_pretraining(tmp_path, capsys):
@@ -217,14 +219,13 @@ def test_a_folder_without_classes_is_checked_for_pretraining(tmp_path, capsys):
     (mine / "album").mkdir()
     (mine / "album/empty.png").touch()
     code, report = check(mine, tmp_path)
-    assert code == 1 and report["counts"] == {
-        "images beside the class folders": 3, check_data.FEW_IMAGES: 1, image_checks.EMPTY: 1,
-    }  # fmt: skip
+    assert code == 1 and report["counts"] == {image_checks.EMPTY: 1}
     shutil.rmtree(mine / "album")
     (mine / "0.png").write_bytes(b"no image")
     code, report = check(mine, tmp_path)
     assert code == 1 and report["counts"] == {image_checks.UNREADABLE: 1}
-    assert report["notes"] == {check_data.NO_CLASSES: [str(mine)]}
+    sentence = f"{mine}: has no class folders: pretraining can use it, finetuning not"
+    assert report["notes"] == {check_data.NO_CLASSES: [sentence]}
     assert "3 images in " in capsys.readouterr().out
 
 
@@ -239,14 +240,55 @@ def test_a_val_that_is_not_sorted_by_class_is_told_with_its_remedy(images, tmp_p
     assert "scripts/prepare_imagenet.py sorts ImageNet's val into class folders" in report["findings"][0]
 
 
-def test_small_classes_are_noted(images, tmp_path):
+@pytest.mark.parametrize("has_train", [True, False])
+def test_photographs_without_labels_have_no_findings_for_want_of_labels(has_train, tmp_path, capsys):
+    """Loose images beside albums, an album of one photo, an empty one, and albums that look alike: all are used."""
+    photos = tmp_path / "photos"
+    root = photos / "train" if has_train else photos
+    image_folder(root, ("holiday", "holiday "), per_class=5)
+    image_folder(root, ("cat",), per_class=1, seed=1)
+    (root / "empty").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(root / "holiday/0.png", root / name)
+    code, report = check(photos, tmp_path)
+    assert code == 0 and report["findings"] == [] and report["counts"] == {}
+    assert report["notes"][check_data.LOOSE] == [str(root / "1.png"), str(root / "2.png")]
+    assert report["notes"][check_findings.FEW_IMAGES] == [
+        f"{root}/cat: this class has 1 images", f"{root}/empty: this class has 0 images",
+    ]  # fmt: skip
+    out = capsys.readouterr().out
+    wording = "2 images: beside class folders: pretraining uses them, finetuning does not"
+    assert f"note: {wording}, as {root}/1.png" in out
+    assert f"| 2 | {check_findings.FEW_IMAGES} (a note) | {root}/cat: 1; {root}/empty: 0 |" in out
+    assert "look alike but are two names" in out and f"13 images in {root}: 0 findings" in out
+
+
+def test_small_classes_of_train_and_val_are_listed_with_their_numbers_of_images(images, tmp_path, capsys):
     for number in range(3):
         (images / f"train/ant/{number}.png").unlink()
+    shutil.rmtree(images / "val")
+    image_folder(images / "val", per_class=5, seed=1)
     code, report = check(images, tmp_path)
-    assert code == 0 and report["notes"] == {}
+    assert code == 0 and report["notes"] == {} and "| count |" not in capsys.readouterr().out
     (images / "train/ant/3.png").unlink()
+    (images / "val/bee/0.png").unlink()
+    for number in range(1, 5):
+        (images / f"val/ant/{number}.png").unlink()
     code, report = check(images, tmp_path)
-    assert code == 0 and len(report["notes"][check_data.SMALL_CLASS]) == 4
+    assert code == 1 and report["counts"] == {check_findings.FEW_IMAGES: 1}
+    out = capsys.readouterr().out
+    assert f"| 1 | {check_findings.FEW_IMAGES} | {images}/val/ant: 1 |" in out
+    small = f"{images}/train/ant: 4; {images}/val/bee: 4"
+    assert f"| 2 | {check_findings.SMALL_CLASS} (a note) | {small} |" in out
+
+
+def test_names_of_which_training_warns_are_noted(tmp_path, capsys):
+    image_folder(tmp_path / "images", ("Ant", "ant", "coc", "\u0441\u043e\u0441"), per_class=5)
+    code, report = check(tmp_path / "images", tmp_path)
+    assert code == 0 and len(report["notes"][check_data.NAMES]) == 2
+    out = capsys.readouterr().out
+    assert "class folders Ant and ant differ by case alone" in out
+    assert "class folders coc and \u0441\u043e\u0441 [U+0441 U+043E U+0441] look alike" in out
 
 
 def test_brightness_is_compared_with_a_config(images, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tarfile
 from pathlib import Path
 
@@ -124,3 +126,12 @@ def test_what_is_not_whole_is_refused_and_nothing_written(flat, devkit, meta, tm
 def test_a_flat_val_is_met_with_the_remedy(flat):
     with pytest.raises(UserError, match=r"scripts/prepare_imagenet\.py sorts ImageNet's val into class folders"):
         ImageFolder(flat)
+
+
+def test_without_symbolic_links_another_file_system_is_advised(flat, meta, tmp_path, monkeypatch):
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", "link")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    with pytest.raises(UserError, match=r"no symbolic link can be made there .*; give a target on a file system that"):
+        prepare_imagenet.main([flat, str(tmp_path / "imagenet/val"), "--meta", str(meta)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data.folder import ImageFolder
 from data.shares import label_share
 from scripts import split
 from tests.data.test_folder import touch
+from utils.console import WIDTH
 from utils.errors import UserError
 
 SIZES = {"ant": 10, "bee": 25, "Große Katze": 4, "dog": 1}
@@ -108,6 +110,8 @@ def test_a_start_that_was_ended_early_leaves_no_half_of_a_data_set(source, tmp_p
         (["photos", "new", "--val-share", "1"], "--val-share 1: must be above 0 and below 1"),
         (["photos", "new", "--val-share", "nan"], "--val-share nan: must be above"),
         (["made", "new"], "made: has train in it already; give the folder that holds the classes, such as made/train"),
+        (["parted", "new"], r"parted: its folder train holds class folders itself \(ant, bee\); give .* parted/train"),
+        (["Parted", "new"], r"Parted: its folder Val holds class folders itself \(ant\); give .* Parted/Val"),
         (["nowhere", "new"], "nowhere: no such image folder"),
         (["flat", "new"], "flat: has no class folders, but 1 images beside"),
         (["broken", "new"], r"broken/a/2\.png: a link to /nowhere, which cannot be reached"),
@@ -121,6 +125,11 @@ def test_what_cannot_be_split_is_refused_and_nothing_written(tmp_path, monkeypat
         "photos/ant/1.jpg",
         "full/x",
         "made/train/ant/1.png",
+        "parted/train/ant/1.png",
+        "parted/train/bee/1.png",
+        "parted/test/ant/2.png",
+        "Parted/Val/ant/1.png",
+        "Parted/Test/ant/1.png",
         "flat/1.png",
         "broken/a/1.png",
     )
@@ -128,3 +137,34 @@ def test_what_cannot_be_split_is_refused_and_nothing_written(tmp_path, monkeypat
     with pytest.raises(UserError, match=complaint):
         split.main(words)
     assert not (tmp_path / "new").exists() and not (tmp_path / "photos/mine").exists()
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """A vehicle: a folder of images that holds no folders."""
+    source = Path(touch(tmp_path / "vehicles", "train/1.png", "train/2.png", "car/1.png", "car/2.png", "Train.txt"))
+    train, val = parts_of(source, tmp_path / "mine")
+    assert len(train) == len(val) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_without_symbolic_links_copies_are_advised(source, tmp_path, monkeypatch, number):
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise OSError(number, os.strerror(number), "link")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    with pytest.raises(UserError, match=r"no symbolic link can be made there \(.*\); copy the images with --copy"):
+        split.main([str(source), str(tmp_path / "mine")])
+    assert split.main([str(source), str(tmp_path / "mine"), "--copy"]) == 0
+
+
+def test_a_long_line_on_what_is_left_out_is_broken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "photos", *[f"{name}/{number}.png" for name in ("ant", "bee") for number in (1, 2)])
+    touch(
+        tmp_path / "photos", "a name that is long enough.txt", "ant/.hidden and long, too", "an image beside them.png"
+    )
+    (tmp_path / "photos/ant/again").symlink_to(".")
+    assert split.main(["photos", "mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("left out of photos: 1 hidden") and lines[1].startswith("  ")
+    assert max(map(len, lines)) <= WIDTH

@@ -1,6 +1,7 @@
 """How an entry point ends, and what it says about failures that are no fault of the code."""
 
 import ctypes
+import errno
 import json
 import subprocess
 import sys
@@ -10,12 +11,12 @@ import pytest
 import torch
 
 from tests.support.launch import ROOT, endings, start_ranks
-from utils import distributed
+from utils import distributed, restart
 
 PROGRAM = """
 import sys, torch
 from data.loader import batch_loader
-from utils.distributed import run_entry
+from utils.distributed import join, run_entry
 from utils.errors import UserError
 
 class Endless(torch.utils.data.Dataset):
@@ -26,6 +27,9 @@ def main(argv):
     batches = iter(batch_loader(Endless(), [[key] for key in range(1000)], 1, torch.device("cpu")))
     next(batches)
     main.batches = batches  # alive until the interpreter ends
+    if argv[0] == "rank":  # as in predict.py, which is no training
+        join("cpu", 1)
+        raise KeyboardInterrupt
     raise {"interrupt": KeyboardInterrupt, "exit": SystemExit, "user": UserError, "other": ValueError}[argv[0]]("why")
 
 run_entry(main, sys.argv[1:])
@@ -35,7 +39,8 @@ run_entry(main, sys.argv[1:])
 @pytest.mark.parametrize(
     ("how", "code", "message"),
     [
-        ("interrupt", 1, "KeyboardInterrupt"),
+        ("interrupt", 130, "stopped by Ctrl-C"),
+        ("rank", 75, "stopped on request\n"),
         ("exit", 1, "why"),
         ("user", 2, "error: why"),
         ("other", 1, "ValueError: why"),
@@ -47,7 +52,7 @@ def test_an_entry_point_ends_whatever_happens_while_loader_workers_live(how, cod
         [sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == code and message in ended.stderr
-    assert ("Traceback" in ended.stderr) == (how in ("interrupt", "other"))
+    assert ("Traceback" in ended.stderr) == (how == "other")
 
 
 class Store:
@@ -86,6 +91,7 @@ def test_ranks_that_never_report_the_failure_are_named(failed, gone, message, mo
     monkeypatch.setattr(distributed, "SECONDS_TO_NOTICE", 0)
     job = distributed.RankStore(rank=0, size=3, store=Store(failed, gone))
     monkeypatch.setattr(distributed, "rank_store", job)
+    monkeypatch.setattr(restart, "is_training", True)
     error = RuntimeError("Timed out waiting 6000ms for recv operation to complete\nat gloo/transport.cc")
     explanation = distributed.explain(error)
     assert explanation.startswith(message) and explanation.endswith("--resume auto")
@@ -107,6 +113,29 @@ def test_without_other_ranks_a_runtime_error_is_a_fault_of_the_code():
 def test_failures_that_are_no_fault_of_the_code_say_what_to_do(error, remedy):
     text = distributed.explain(error)
     assert remedy in text and "\n" not in text
+
+
+ADVISED = {  # errors whose advice depends on the program
+    "a full disk": OSError(errno.ENOSPC, "No space left on device", "/runs/x"),
+    "an error of a disk": OSError(errno.EIO, "Input/output error"),
+    "open files": OSError(errno.EMFILE, "Too many open files"),
+    "memory": MemoryError("cannot allocate memory"),
+    "a killed worker": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    "shared memory": RuntimeError("unable to write to file </torch_1>"),
+    "a library": RuntimeError("OSError: /cache/kernel.so: file too short"),
+}
+
+
+@pytest.mark.parametrize("error", ADVISED.values(), ids=ADVISED)
+def test_only_a_training_is_advised_to_resume(error, monkeypatch):
+    for is_training in (True, False):
+        monkeypatch.setattr(restart, "is_training", is_training)
+        try:
+            raise error
+        except Exception as raised:
+            explanation = distributed.explain(raised)
+        assert ("--resume auto" in explanation) == is_training
+        assert explanation.endswith("start it again") == (not is_training)
 
 
 def test_a_half_written_library_of_a_compilation_is_named(tmp_path):

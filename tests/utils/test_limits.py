@@ -158,7 +158,7 @@ def test_workers_leave_half_of_the_shared_memory(free_batches, expected, tmp_pat
             "Input/output error (errno 5, in test_limits.py: raise error); fix this",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device (errno 28, in test_limits.py"),
-        (OSError(errno.EROFS, "Read-only file system", "run/x"), "run/x: Read-only file system; fix this and rerun"),
+        (OSError(errno.EROFS, "Read-only file system", "run/x"), "run/x: Read-only file system; fix this, then"),
         (RuntimeError("can't start new thread"), "no more threads are allowed; raise the limit"),
         (OSError("image file is truncated"), None),
         (KeyError("model"), None),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from configs.schema import FinetuneConfig, ModelOptions, OptimizerOptions, PretrainConfig, ScheduleOptions, TrainOptions
+from utils import restart
 from utils.console import fitted, say
 from utils.distributed import World, join
 from utils.errors import UserError
@@ -71,7 +72,7 @@ class Job:
         """A folder of images, listed by one rank of each machine before the others; what is odd about it is said."""
         folder = self.world.in_turn(make)
         for line in folder.remarks():
-            self.say(line)
+            self.say(fitted(line))
         return folder
 
     def write_result(self, name: str, content: dict) -> None:
@@ -106,6 +107,8 @@ def open_job(config: PretrainConfig | FinetuneConfig, writes_checkpoints: bool =
     Raises: UserError if the ranks differ in config, code or versions, the folder cannot be one of a run, another job
         has it, or it holds checkpoints and run.resume does not say to continue.
     """
+    if writes_checkpoints:
+        restart.note_training()
     set_determinism(config.run.deterministic)
     world = join(config.run.device, config.run.timeout_minutes)
     dtype = choose_precision(config.train.precision, world.device)

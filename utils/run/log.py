@@ -258,14 +258,16 @@ class RunLog:
 
 def open_log(
     config: PretrainConfig | FinetuneConfig, job: "Job", plan: Steps, first_step: int, *, task: str, model: nn.Module,
-    images: Mapping[str, int], classes: int = 0,
+    images: Mapping[str, int], source: str, classes: int = 0,
 ) -> RunLog:  # fmt: skip
     """The job's log. On the console it begins with a paragraph on what is going to be done.
 
     Args:
-        task, model, images, classes: for that paragraph, as `start_paragraph` takes them.
+        task, model, images, source, classes: for that paragraph, as `start_paragraph` takes them.
     """
-    job.say(start_paragraph(config, job, plan, first_step, task=task, model=model, images=images, classes=classes))
+    job.say(start_paragraph(
+        config, job, plan, first_step, task=task, model=model, images=images, source=source, classes=classes,
+    ))  # fmt: skip
     return RunLog(
         job.output, job.world, every_steps=config.logging.every_steps, first_step=first_step,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, batch_size=config.train.batch_size,

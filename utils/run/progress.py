@@ -34,18 +34,19 @@ class Steps(Protocol):
 
 def start_paragraph(
     config: PretrainConfig | FinetuneConfig, job: Job, plan: Steps, first_step: int, *, task: str, model: nn.Module,
-    images: Mapping[str, int], classes: int = 0,
+    images: Mapping[str, int], source: str, classes: int = 0,
 ) -> str:  # fmt: skip
     """What is going to be done, a fact a line.
 
     Args:
         task: "pretraining" or "finetuning".
         images: name of a set, such as train -> its number of images.
+        source: the folder, or the list, that has the images of train.
         classes: of the training set; 0: nobody asks for them.
     """
     facts = {
         "model": f"{config.model.name}, {parameters_in_words(model)}",
-        "images": images_in_words(images, config.data.holdout_fraction, classes),
+        "images": images_in_words(images, source, config.data.holdout_fraction, classes),
         "sizes": sizes_in_words(config),
         "epochs": epochs_in_words(plan),
         "batch": batch_in_words(plan),
@@ -71,8 +72,13 @@ def parameters_in_words(model: nn.Module) -> str:
     return words
 
 
-def images_in_words(images: Mapping[str, int], holdout_fraction: float, classes: int) -> str:
-    numbers = [f"{name} {count:,}" for name, count in images.items()]
+def images_in_words(images: Mapping[str, int], source: str, holdout_fraction: float, classes: int) -> str:
+    numbers = []
+    for name, count in images.items():
+        number = f"{name} {count:,}"
+        if name == "train":
+            number += f" from {source}"
+        numbers.append(number)
     if holdout_fraction and "held out" not in images:  # nothing needs them, so nobody has counted them
         numbers.append(f"held out {holdout_fraction:.3g} of train")
     classes_in_words = f"{classes:,} classes"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from configs.schema import FinetuneConfig, PretrainConfig
 from utils.config import keys_affecting, to_dict
-from utils.console import say
+from utils.console import fitted, say
 from utils.errors import UserError, first_line, listed
 from utils.run.checkpoint import Checkpoints, read_checkpoint
 from utils.run.provenance import write_config
 from utils.run.reading import FlatConfig, flat, is_pretraining
+from utils.run.state_checks import refuse_unusable_state
 from utils.saved_config import refuse_odd_values
 from utils.training.schedule import LearningRate
 from utils.training.step import TrainingState
@@ -91,7 +92,8 @@ def load_resume(
 
     Args:
         extra_state: what checkpoints hold beside the training state (config, number and identity of images, classes).
-    Raises: UserError if the checkpoint belongs to another recipe or data set, or lies after the end of the schedule.
+    Raises: UserError if the checkpoint belongs to another recipe or data set, or lies after the end of the schedule, or
+        holds numbers that are not finite.
     """
     if job.resume is None:
         if config.run.resume:
@@ -99,13 +101,14 @@ def load_resume(
         return Start()
     saved = read_resume(job.resume, config, extra_state)
     start = starting_point(job.resume, saved, plan)
+    refuse_unusable_state(job.resume, saved, state)
     try:
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{job.resume}: its state does not fit this config ({first_line(error)})") from error
-    job.say(f"resuming after step {saved['step']} from {job.resume}")
+    job.say(fitted(f"resuming after step {saved['step']} from {job.resume}"))
     for line in remarks(config, saved, start, plan, extra_state):
-        job.say(line)
+        job.say(fitted(line))
     return start
 
 

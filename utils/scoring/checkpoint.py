@@ -8,6 +8,7 @@ from torch import nn
 from configs.schema import FinetuneConfig
 from data.folder import ImageFolder, open_root
 from models.classifier import ChosenOutputs
+from utils.console import fitted
 from utils.errors import UserError
 from utils.run.job import Job, open_job
 from utils.scoring.classes import present_classes, sorted_as_text
@@ -30,10 +31,10 @@ def evaluate_checkpoint(config: FinetuneConfig, given: frozenset[str]) -> int:
     if config.run.select_val_resize_size and not holdout_fraction:
         raise UserError(f"{path}: was trained on all of train (data.holdout_fraction 0): nothing to choose a size on")
     for line in classifier.report:
-        job.say(line)
+        job.say(fitted(line))
     scored = scored_classes(classifier, os.path.join(config.data.data_path, "val"), config.data.classes == "present")
     if scored.line:
-        job.say(scored.line)
+        job.say(fitted(scored.line))
     data = EvaluationData.open(config, job, scored.folders, holdout_fraction)
     scored.check(data.val, classifier)
     job.check_files_agree(data.identities(), path)

@@ -17,6 +17,7 @@ from data.samples import EvaluationSamples
 from models.normalize import Normalizer
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, read_weights
+from utils.console import fitted
 from utils.errors import UserError, printable
 from utils.limits import available_cores, free_memory
 from utils.run.job import Job, open_job, to_device
@@ -119,8 +120,8 @@ def probe_checkpoint(config: FinetuneConfig, given: frozenset[str]) -> int:
     name = printable(file.model_name or config.model.name)
     trunk = make_trunk(name)
     account = load_weights(trunk.classifier, file.weights, path, trunk_children(name), new_head=True)
-    job.say(f"{path}: layout: {file.layout}; {account}")
-    job.say(sizes_line)
+    job.say(fitted(f"{path}: layout: {file.layout}; {account}"))
+    job.say(fitted(sizes_line))
     images.check_memory(job, trunk.width + AveragedPixels.width, config.run.probe_storage)
     network = to_device(trunk.module, job.world.device, config.model, torch.float32)
     normalize = Normalizer(config.data.mean, config.data.std, job.world.device)

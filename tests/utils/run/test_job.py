@@ -11,9 +11,13 @@ import pytest
 from torch import nn
 
 from configs.schema import FinetuneConfig, PretrainConfig, TrainOptions
+from data.folder import ImageFolder
 from models.trunk import make_trunk
+from tests.data.test_folder import touch
 from tests.support.launch import in_one_line
+from tests.utils.run.test_progress import job_on
 from utils.config import parse_command_line
+from utils.console import WIDTH
 from utils.errors import UserError
 from utils.run.job import (
     check_output_folder,
@@ -146,3 +150,13 @@ def test_the_largest_batch_is_one_of_training_or_of_an_evaluation():
 def test_a_batch_of_training_is_a_ranks_share_at_most(most, ranks, images):
     train = TrainOptions(batch_size=64, images_per_device=most)
     assert largest_batch_bytes(PretrainConfig(train=train), ranks) == images * 3 * 224**2
+
+
+def test_what_is_said_of_a_folder_is_broken_into_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "mine", "ant/1.png", "a name that is long enough.txt", "an image beside the folders.png")
+    touch(tmp_path / "mine", "ant/.hidden and long, too", "ant/2.png/a thumbnail of it.png")
+    job_on(1).open_folder(lambda: ImageFolder("mine"))
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3 and max(map(len, printed.splitlines())) <= WIDTH
+    assert in_one_line(printed) == ImageFolder("mine").left_out_line()

@@ -30,7 +30,7 @@ def paragraph(config, plan=PLAN, first_step=0, classes=10, **images: int) -> lis
     model = nn.Linear(999, 2, bias=False)
     text = start_paragraph(
         config, job_on(plan.world_size), plan, first_step, task="some training", model=model, classes=classes,
-        images=images or {"train": plan.length},
+        images=images or {"train": plan.length}, source="mine/train",
     )  # fmt: skip
     return text.splitlines()
 
@@ -39,7 +39,7 @@ def test_a_pretraining_begins_with_its_facts():
     assert paragraph(PretrainConfig()) == [
         "some training",
         "  model      resnet50, 1,998 parameters",
-        "  images     train 1,000; 10 classes",
+        "  images     train 1,000 from mine/train; 10 classes",
         "  sizes      train crop 224 pixels",
         "  epochs     3 of 10 steps, 30 steps in all",
         "  batch      96 images = 4 ranks × 8 images_per_device × 3 accumulated",
@@ -55,7 +55,7 @@ def test_a_resumed_finetuning_says_what_it_starts_from_and_where_it_goes_on():
     plan = BatchPlan.make(length=1000, batch_size=100, images_per_device=None, epochs=3)
     lines = paragraph(config, plan, first_step=19, train=1000, val=1200)
     assert lines[2:] == [
-        "  images     train 1,000, val 1,200, held out 0.1 of train; 10 classes",
+        "  images     train 1,000 from mine/train, val 1,200, held out 0.1 of train; 10 classes",
         "  sizes      train crop 160; val resized to 235, 256, crop 224 pixels",
         "  epochs     3 of 10 steps, 30 steps in all",
         "  batch      100 images = 1 rank × 100 images_per_device × 1 accumulated",
@@ -65,7 +65,8 @@ def test_a_resumed_finetuning_says_what_it_starts_from_and_where_it_goes_on():
         "  goes on    in epoch 2, after step 19",
     ]
     counted = {"train": 1000, "val": 1200, "held out": 110}
-    assert paragraph(config, plan, **counted)[2] == "  images     train 1,000, val 1,200, held out 110; 10 classes"
+    images = "  images     train 1,000 from mine/train, val 1,200, held out 110; 10 classes"
+    assert paragraph(config, plan, **counted)[2] == images
     assert paragraph(config, plan, first_step=20)[-1].endswith("in epoch 3, after step 20")
     assert paragraph(config, plan, first_step=30)[-1].endswith("in epoch 3, after step 30")  # evaluation is left
 

@@ -8,11 +8,16 @@ REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def refuse_unusable(path: str, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
+def refuse_unusable(
+    path: str, name: str, tensor: torch.Tensor, expected: torch.Tensor, remedy: str | None = None
+) -> None:
     """Raise unless the numbers of `tensor` can be copied into `expected`, a tensor of the model, of the same shape.
 
     A count of batches, which is integer in the model, may be floating point in a file: `float()` of a whole state dict
     is common.
+
+    Args:
+        remedy: what to do; None: what helps with a file of weights.
     Raises: UserError that names the tensor and what it is, or how many of its numbers are not finite.
     """
     dtypes = REAL if expected.is_floating_point() else REAL + WHOLE
@@ -22,7 +27,7 @@ def refuse_unusable(path: str, name: str, tensor: torch.Tensor, expected: torch.
     if problem:
         raise UserError(
             f"{path}: {printable(name)} is {problem}; weights must be dense float16, bfloat16, "
-            "float32 or float64; save the file anew after dequantize(), to_dense() or float()"
+            f"float32 or float64; {remedy or 'save the file anew after dequantize(), to_dense() or float()'}"
         )
     if tensor.dtype in WHOLE:
         return
@@ -30,11 +35,11 @@ def refuse_unusable(path: str, name: str, tensor: torch.Tensor, expected: torch.
     not_finite = int((~values.to(expected.dtype if expected.is_floating_point() else values.dtype).isfinite()).sum())
     if not_finite:
         raise UserError(
-            f"{path}: {printable(name)} holds {not_finite} of {values.numel()} numbers that are not finite.\n"
-            "Take an earlier checkpoint, or find out where the training went wrong."
+            f"{path}: {printable(name)} holds {not_finite} of {values.numel()} numbers that are not finite; "
+            f"{remedy or 'take an earlier checkpoint, or find out where the training went wrong'}"
         )
     if name.endswith("running_var") and bool((values < 0).any()):
-        raise UserError(f"{path}: {printable(name)} holds a negative variance; take another file")
+        raise UserError(f"{path}: {printable(name)} holds a negative variance; {remedy or 'take another file'}")
 
 
 def refuse_dead(path: str, name: str, tensor: torch.Tensor) -> None:
