@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from data.augment import train_transform
-from data.folder import ImageFolder, training_root
+from data.folder import ImageFolder
 from data.loader import StepBatches, batch_loader
+from data.parts import training_root
 from data.samples import TrainingSamples
 from data.sampling import epoch_order
 from models.mfm import MaskedFrequencyModelling
