@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and every tier of the tests but the slow one, in the project's own environment: 15 to 25 minutes on 2 cores.
+# Lint and every tier of the tests but the slow one, in the project's own environment: 20 to 40 minutes on 2 cores.
 #   bash scripts/test.sh                                                        the default pins
 #   TORCH_PINS="torch==2.7.1 torchvision==0.22.1" bash scripts/test.sh          the P40 pins
 #   bash scripts/test.sh tests/losses -x                                        a part of it: words go to pytest
