@@ -46,11 +46,7 @@ def main(argv: list[str]) -> int:
     job.warn(unscaled_rate_warning(config, argv))
 
     # Data: which images there are, and which of them every step takes
-    folder = job.open_folder(lambda: ImageFolder(
-        training_root(config.data.data_path), holdout_fraction=config.data.holdout_fraction,
-        train_list=config.data.train_list, labelled=False,
-    ))  # fmt: skip
-    job.warn(images_beside_train(config.data.data_path, folder.source))
+    folder = open_images(config, job)
     check_pixels(folder, needs_detail=True)
     data = {"train": identity(folder)}
     to_probe = images_to_probe(config, job, folder)
@@ -109,6 +105,16 @@ def main(argv: list[str]) -> int:
     })  # fmt: skip
     log.close()
     return 0
+
+
+def open_images(config: PretrainConfig, job: Job) -> ImageFolder:
+    """The images to train on, without classes."""
+    folder = job.open_folder(lambda: ImageFolder(
+        training_root(config.data.data_path), holdout_fraction=config.data.holdout_fraction,
+        train_list=config.data.train_list, labelled=False,
+    ))  # fmt: skip
+    job.warn(images_beside_train(config.data.data_path, folder.source))
+    return folder
 
 
 def batch_plan(config: PretrainConfig, job: Job, images: int) -> BatchPlan:

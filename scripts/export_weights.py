@@ -77,10 +77,7 @@ def export_weights(
         exported = in_layout(part.weights, layout)
         if layout == "code-a" and what == "classifier":
             exported |= resume_state(content, config)
-        write_atomically(output, lambda file: torch.save(exported, file))
-        library = library_of(layout, what)
-        check(output, part, library)
-        checked = f"loads back strictly into {library.__name__}'s {model_name}, with equal outputs"
+        checked = write_state_dict(output, exported, part, library_of(layout, what))
     source = {
         "exported_from": checkpoint, "part": what, "weights": "ema" if use_ema else "model", "layout": layout,
         "fingerprint": weights_fingerprint(part.weights),
@@ -91,6 +88,13 @@ def export_weights(
         return f"{message}\nwrote {described}: normalisation"
     order = class_order_note(classes)
     return f"{message}\nwrote {described}: classes, normalisation and sizes\nclass order: {order}"
+
+
+def write_state_dict(output: Path, exported: dict, part: "Part", library: ModuleType) -> str:
+    """Write a file and read it back into the other library's network. Returns: what was checked, in words."""
+    write_atomically(output, lambda file: torch.save(exported, file))
+    check(output, part, library)
+    return f"loads back strictly into {library.__name__}'s {part.model_name}, with equal outputs"
 
 
 def size_of_images(config: PretrainConfig | FinetuneConfig, what: str) -> int:

@@ -24,10 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.schema import FinetuneConfig
-from data.folder import ImageFolder
 from data.loader import batch_loader
 from data.samples import ListedSamples
 from models.normalize import Normalizer, unit_float
+from scripts.image_places import images_below
 from utils.config import OVERRIDE, keys_given, parse_command_line
 from utils.console import fitted, progress_bar, say
 from utils.distributed import join, run_entry
@@ -77,10 +77,7 @@ def images_in(places: list[str]) -> list[str]:
     paths = []
     for place in places:
         if os.path.isdir(place):
-            folder = ImageFolder(place, labelled=False)
-            if folder.left_out:
-                say(folder.left_out_line())
-            paths += [folder.path(number) for number in range(len(folder))]
+            paths += images_below(place)
         elif place.lower().endswith(LIST_ENDING):
             paths += listed_in(place)
         else:

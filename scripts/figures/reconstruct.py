@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.schema import PretrainConfig
 from data.augment import evaluation_crops
 from data.decode import decode_image
-from data.folder import ImageFolder
 from models.mfm import MaskedFrequencyModelling, network_from_config
 from models.trunk import make_trunk, trunk_children
 from models.weights import load_weights, weights_of
+from scripts.image_places import images_below
 from utils.console import progress_bar, say
 from utils.distributed import run_entry
 from utils.errors import UserError
@@ -221,10 +221,7 @@ def pick_images(places: list[str], count: int) -> list[str]:
     images = []
     for place in places:
         if os.path.isdir(place):
-            folder = ImageFolder(place, labelled=False)
-            if folder.left_out:
-                say(folder.left_out_line())
-            images += [folder.path(number) for number in range(len(folder))]
+            images += images_below(place)
         elif os.path.exists(place):
             images.append(place)
         else:

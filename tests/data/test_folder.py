@@ -271,7 +271,7 @@ def test_a_class_with_letters_of_two_alphabets_is_told_with_its_code_points(tmp_
 
 
 def test_classes_that_look_alike_in_two_alphabets_are_told_and_used(tmp_path):
-    """A data set of characters may have them, so it is no error. Names that differ in their looks are not told."""
+    """They are no error, since a data set of characters may have both. No warning names classes that look different."""
     root = image_folder(tmp_path / "one", ("coc", "\u0441\u043e\u0441", "\u043a\u043e\u0442", "kot"))
     folder = ImageFolder(str(root))
     [line] = folder.remarks()

@@ -159,7 +159,7 @@ def test_without_symbolic_links_copies_are_advised(source, tmp_path, monkeypatch
 
 def test_a_long_line_on_what_is_left_out_is_broken(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    touch(tmp_path / "photos", *[f"{name}/{number}.png" for name in ("ant", "bee") for number in (1, 2)])
+    touch(tmp_path / "photos", "ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png")
     touch(
         tmp_path / "photos", "a name that is long enough.txt", "ant/.hidden and long, too", "an image beside them.png"
     )

@@ -1,4 +1,4 @@
-"""A batch size that the recipe's learning rate was not set for is told, once and with the scaled rate."""
+"""One warning gives the scaled learning rate if the batch size is not the one that the recipe's rate was set for."""
 
 from __future__ import annotations
 
